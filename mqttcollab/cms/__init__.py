@@ -1,0 +1,5 @@
+"""The Capability Metadata Store: so far the live registry of who is there and what they offer."""
+
+from mqttcollab.cms.registry import AgentView, Change, Match, Offer, Registry
+
+__all__ = ["AgentView", "Change", "Match", "Offer", "Registry"]

@@ -1,0 +1,264 @@
+"""Every structured message, as a pydantic model; `topics.md` describes them, `mqttcollab schema` exports them.
+
+Unknown fields are ignored, so that a newer peer may add some. Times are milliseconds; times of day are the
+sender's own clock (Unix epoch) and are never compared between devices.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mqttcollab.errors import ErrorCode, RequestError
+from mqttcollab.topics import check_agent, check_id, check_service, parse_reply_topic
+
+MAX_TTL_MS = 24 * 3600 * 1000
+MAX_HOPS = 8
+MAX_EXAMPLES = 256
+MAX_DIMENSION = 4096
+
+
+def _reply_topic(topic: str) -> str:
+    parse_reply_topic(topic)
+    return topic
+
+
+AgentName = Annotated[str, AfterValidator(check_agent)]
+ServiceName = Annotated[str, AfterValidator(check_service)]
+RequestId = Annotated[str, AfterValidator(check_id)]
+ReplyTopic = Annotated[str, AfterValidator(_reply_topic)]
+Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIMENSION)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """A map inside a message."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+class Message(Part):
+    """A message of its own: one map with a versioned `type`."""
+
+    # Fields that are written even at their default, for readers with `mosquitto_sub` or a small parser.
+    spelled_out: ClassVar[tuple[str, ...]] = ()
+
+    type: str
+
+
+class Parameters(Part):
+    """How a language model is to generate; what is absent is the service's own choice."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    stop: list[str] = []
+    seed: int | None = None
+
+
+class Source(Part):
+    """Where a statement comes from: which agent, which observation, which document."""
+
+    agent: str | None = None
+    service: str | None = None
+    document: str | None = None
+    observation: str | None = None
+    text: str | None = None
+    time_ms: int | None = None
+
+
+class ContextItem(Part):
+    """An earlier result that a request builds on; data for the handler, never instructions."""
+
+    text: str
+    agent: str | None = None
+    service: str | None = None
+    data: dict[str, Any] | None = None
+
+
+class Usage(Part):
+    """What an answer took: tokens, and US dollars where somebody charges for it."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cost_usd: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ErrorInfo(Part):
+    """Why a request was not answered. `code` may be one that a newer peer knows and we don't."""
+
+    code: str
+    message: str
+    retry_after_ms: Count | None = None
+
+
+class Timing(Part):
+    """Where the answering agent's time went, in milliseconds of its own clock."""
+
+    queued_ms: float | None = None
+    elapsed_ms: float | None = None
+
+
+class Step(Part):
+    """One subtask of an orchestrated answer."""
+
+    service: str
+    agent: str | None = None
+    status: Literal["ok", "error", "skipped"] = "ok"
+    reason: str | None = None
+    after: list[str] = []
+    confidence: float | None = None
+    start_ms: float | None = None
+    elapsed_ms: float | None = None
+    error: ErrorInfo | None = None
+
+
+class Request(Message):
+    """A question to a service. `ttl_ms` counts from its receipt; past it nobody works on it."""
+
+    spelled_out = ("ttl_ms",)
+
+    type: Literal["mqttcollab.request.v1"] = "mqttcollab.request.v1"
+    id: RequestId
+    reply_to: ReplyTopic
+    ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] = 30_000
+    service: ServiceName | None = None
+    input: str | dict[str, Any]
+    context: list[ContextItem] = []
+    parameters: Parameters = Parameters()
+    stream: bool = False
+    session: str | None = None
+    tenant: str | None = None
+    budget_usd: Annotated[float, Field(ge=0)] | None = None
+    may_leave_edge: bool = True
+    hops: Annotated[int, Field(ge=0)] = 0
+    traceparent: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The question in words: a text input itself, a map's `text`, else the map as JSON."""
+        if isinstance(self.input, str):
+            return self.input
+        text = self.input.get("text")
+        return text if isinstance(text, str) else json.dumps(self.input, ensure_ascii=False)
+
+
+class Reply(Message):
+    """An answer, or a part of one: parts (`partial`) count `seq` up; exactly one reply is `last`."""
+
+    spelled_out = ("seq", "last", "status")
+
+    type: Literal["mqttcollab.reply.v1"] = "mqttcollab.reply.v1"
+    id: RequestId
+    seq: Count = 0
+    last: bool = True
+    status: Literal["ok", "partial", "error"] = "ok"
+    output: str | None = None
+    data: dict[str, Any] | None = None
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    agent: str | None = None
+    service: str | None = None
+    usage: Usage | None = None
+    sources: list[Source] = []
+    timing: Timing | None = None
+    steps: list[Step] = []
+    missing: list[str] = []
+    error: ErrorInfo | None = None
+
+    def raise_for_error(self) -> Reply:
+        """Returns itself, or raises RequestError if it is an error reply."""
+        if self.status != "error":
+            return self
+        error = self.error or ErrorInfo(code="internal", message="an error reply without an error")
+        known: dict[str, ErrorCode] = {code: code for code in ErrorCode.__args__}  # type: ignore[attr-defined]
+        raise RequestError(known.get(error.code, "internal"), error.message, retry_after_ms=error.retry_after_ms)
+
+
+class ServiceRecord(Message):
+    """What an agent offers under a name; retained at `<service>/@<agent>`."""
+
+    type: Literal["mqttcollab.service.v1"] = "mqttcollab.service.v1"
+    agent: AgentName
+    service: ServiceName
+    description: Annotated[str, Field(max_length=4096)] = ""
+    examples: Annotated[list[str], Field(max_length=MAX_EXAMPLES)] = []
+    inputs: list[str] = ["text"]
+    outputs: list[str] = ["text"]
+    model: str | None = None
+    embedding_model: str | None = None
+    dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)] | None = None
+    centroid: Vector | None = None
+    concurrency: Annotated[int, Field(ge=1)] = 1
+    price_usd: Annotated[float, Field(ge=0)] = 0.0
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    place: str | None = None
+    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    heartbeat_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class Profile(Message):
+    """What an agent is: hardware, firmware, place; retained at `slm/agents/@<agent>/profile`."""
+
+    type: Literal["mqttcollab.profile.v1"] = "mqttcollab.profile.v1"
+    agent: AgentName
+    description: str = ""
+    hardware: dict[str, Any] = {}
+    firmware: str | None = None
+    place: str | None = None
+    services: list[str] = []
+
+
+class Load(Message):
+    """How busy an agent is; also its heartbeat. Retained at `slm/agents/@<agent>/load`."""
+
+    type: Literal["mqttcollab.load.v1"] = "mqttcollab.load.v1"
+    agent: AgentName
+    running: Count = 0
+    queued: Count = 0
+    slots: Count = 1
+    completed: Count = 0
+    failed: Count = 0
+    rejected: Count = 0
+    last_rejection: str | None = None
+    tokens_per_s: Annotated[float, Field(ge=0)] | None = None
+    battery: Annotated[float, Field(ge=0, le=1)] | None = None
+    heartbeat_s: Annotated[float, Field(gt=0)] | None = None
+    time_ms: int | None = None
+
+
+class Observation(Message):
+    """Something sensed and processed; the latest is retained at `data.gpt/<domain>/@<agent>/observation`."""
+
+    type: Literal["mqttcollab.observation.v1"] = "mqttcollab.observation.v1"
+    id: RequestId
+    agent: AgentName
+    service: ServiceName
+    text: str = ""
+    values: dict[str, float] = {}
+    units: dict[str, str] = {}
+    place: str | None = None
+    time_ms: int | None = None
+
+
+class Embedding(Message):
+    """A vector and what it stands for; `model` and the vector's length say with which others it compares."""
+
+    type: Literal["mqttcollab.embedding.v1"] = "mqttcollab.embedding.v1"
+    agent: AgentName
+    service: ServiceName
+    model: str
+    vector: Vector
+    kind: str = "text"
+    observation: str | None = None
+    text: str | None = None
+    place: str | None = None
+    time_ms: int | None = None
+
+
+MESSAGE_TYPES: dict[str, type[Message]] = {
+    cls.model_fields["type"].default: cls
+    for cls in (Request, Reply, ServiceRecord, Profile, Load, Observation, Embedding)
+}

@@ -1,0 +1,134 @@
+"""Birth, life and death of an agent on the broker: announcements, status with its epoch, and who has the name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Literal
+
+from mqttcollab.codec import JSON, encode
+from mqttcollab.errors import DuplicateAgent, MqttCollabError, TopicError, TransportError
+from mqttcollab.messages import Message
+from mqttcollab.topics import agent_topic, parse_status
+from mqttcollab.transport.base import Transport, TransportMessage
+
+
+class Presence:
+    """One life of an agent: from its birth under a new epoch until it stops or another takes its name.
+
+    Args:
+        name: the agent.
+        descriptions: makes the retained messages that describe it; called at every (re)connection, since a
+            broker may have forgotten them.
+
+    Attributes:
+        transport: set before `start`; made after the will that it carries.
+        born: set once the first announcement is out.
+        over: fails with what ended this life, if anything did.
+    """
+
+    transport: Transport
+
+    def __init__(self, name: str, descriptions: Callable[[], Iterable[TransportMessage]]) -> None:
+        self.name = name
+        self.epoch = time.time_ns() // 1_000_000
+        self.born = asyncio.Event()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._descriptions = descriptions
+        self._topic = agent_topic(name, "status")
+        self._state: Literal["online", "sleeping", "offline"] = "online"
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def will(self) -> TransportMessage:
+        """What the broker says if the agent vanishes. The epoch tells it from a later life's."""
+        return TransportMessage(self._topic, f"offline {self.epoch}".encode(), retain=True)
+
+    async def start(self) -> None:
+        """Registers with the transport; before it connects."""
+        await self.transport.subscribe(self._topic, self._on_own_status)
+        self.transport.on_connected(self._announce)
+
+    async def stop(self) -> None:
+        """Ends what runs in the background."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.over.done():
+            self.over.exception()
+        else:
+            self.over.cancel()
+
+    async def until(self, wanted: Coroutine[Any, Any, Any]) -> None:
+        """Waits for `wanted`, or raises what ended this life before it."""
+        task = asyncio.ensure_future(wanted)
+        try:
+            await asyncio.wait([task, self.over], return_when=asyncio.FIRST_COMPLETED)
+            if self.over.done():
+                self.over.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def say(self, state: Literal["online", "sleeping", "offline"]) -> None:
+        """Publishes the status."""
+        self._state = state
+        await self.transport.publish(TransportMessage(self._topic, f"{state} {self.epoch}".encode(), retain=True))
+
+    async def say_goodbye(self, records: Iterable[str]) -> None:
+        """Clears the retained records and the load, then says `offline`; gives up after 2 s without a broker."""
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(2):
+                for topic in (*records, agent_topic(self.name, "load")):
+                    await self.transport.publish(TransportMessage(topic, b"", retain=True))
+                await self.say("offline")
+
+    async def _announce(self) -> None:
+        if not self.born.is_set():
+            self._spawn(self._watch())
+        try:
+            for message in self._descriptions():
+                await self.transport.publish(message)
+            await self.say(self._state)
+        except MqttCollabError as error:
+            self._end(TransportError(f"@{self.name} can't announce itself: {error}"))
+        self.born.set()
+
+    async def _watch(self) -> None:
+        try:
+            await self.transport.failed()
+        except TransportError:
+            self._end(self._superseded())
+
+    def _on_own_status(self, message: TransportMessage) -> None:
+        try:
+            status = parse_status(message.payload)
+        except TopicError:
+            status = None
+        if status is not None and status.epoch > self.epoch:
+            self._end(self._superseded())
+        elif self.born.is_set() and self._state != "offline" and (status is None or status.state == "offline"):
+            # A will that came late, or somebody who cleared it: say again that we are here.
+            self._spawn(self.say(self._state))
+
+    def _superseded(self) -> DuplicateAgent:
+        return DuplicateAgent(
+            f"another process came up as @{self.name}, so this one stops: give every agent a name of its own"
+        )
+
+    def _end(self, error: TransportError) -> None:
+        if not self.over.done():
+            self.over.set_exception(error)
+            self._spawn(self.transport.close())  # at once, or the two would take the connection from each other
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def typed(topic: str, message: Message, *, retain: bool = False, qos: int = 1) -> TransportMessage:
+    """A structured message as JSON, with its MQTT 5 properties."""
+    return TransportMessage(topic, encode(message), qos, retain, content_type=JSON, type=message.type)

@@ -1,0 +1,205 @@
+"""The asking side: one reply subscription per connection, two timers per request, late replies dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mqttcollab.codec import JSON, MAX_PAYLOAD, ContentType, decode, encode
+from mqttcollab.errors import DeadlineExceeded, MessageError, RequestError, TransportError
+from mqttcollab.messages import Reply, Request
+from mqttcollab.rpc.trace import child_trace, current_request
+from mqttcollab.topics import check_agent
+from mqttcollab.transport.base import Transport, TransportMessage
+
+_log = logging.getLogger(__name__)
+
+_MAX_UNREAD_PARTS = 4096
+
+
+@dataclass(slots=True)
+class _Call:
+    message: TransportMessage
+    done: asyncio.Future[Reply]
+    on_part: Callable[[Reply], None] | None
+    idle_s: float | None
+    deadline: float
+    timer: asyncio.Timeout | None = None
+    seq: int = -1
+
+
+@dataclass(slots=True)
+class RequesterStats:
+    """Counters: replies that came too late or to nobody, replies that did not decode."""
+
+    late: int = 0
+    malformed: int = 0
+
+
+@dataclass(slots=True)
+class Requester:
+    """Sends requests under one agent's name and waits for their replies.
+
+    Args:
+        transport: the connection.
+        name: who asks; replies come to `reply.gpt/@<name>/<id>`.
+        limit: the largest payload, in bytes.
+    """
+
+    transport: Transport
+    name: str
+    limit: int = MAX_PAYLOAD
+    content_type: ContentType = JSON
+    stats: RequesterStats = field(default_factory=RequesterStats)
+    _prefix: str = field(init=False)
+    _calls: dict[str, _Call] = field(default_factory=dict)
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._prefix = f"reply.gpt/@{check_agent(self.name)}/"
+
+    async def start(self) -> None:
+        """Subscribes to the replies; may come before the transport is connected."""
+        await self.transport.subscribe(f"{self._prefix}+", self._on_reply)
+        self.transport.on_connected(self._resend)
+
+    def new_request(self, input: str | dict[str, Any], **fields: Any) -> Request:
+        """A request with a random id of 128 bits, so that nobody can guess it and answer in another's name.
+
+        Made while another request is handled, it carries on that one's trace, hops, tenant and restrictions.
+
+        Raises:
+            MessageError: a field is out of range.
+        """
+        request_id = secrets.token_hex(16)
+        parent = current_request.get()
+        if parent is not None:
+            inherited = {"hops": parent.hops + 1, "tenant": parent.tenant, "may_leave_edge": parent.may_leave_edge}
+            fields = {"traceparent": parent.traceparent, **inherited, **fields}
+        trace = child_trace(fields.pop("traceparent", None))
+        try:
+            return Request(id=request_id, reply_to=self._prefix + request_id, input=input, traceparent=trace, **fields)
+        except ValueError as error:
+            raise MessageError(f"the request is not valid: {error}") from None
+
+    async def ask(
+        self,
+        topic: str,
+        request: Request,
+        *,
+        idle_s: float | None = None,
+        on_part: Callable[[Reply], None] | None = None,
+    ) -> Reply:
+        """Sends a request and waits for its last reply.
+
+        Args:
+            topic: a request topic.
+            request: from `new_request`.
+            idle_s: give up after so many seconds without a sign of life; every part resets it.
+            on_part: called with every part, in order.
+
+        Raises:
+            RequestError: the reply is an error, nobody listens there, or (DeadlineExceeded) none came in time.
+            PublishError: the broker refused the request.
+        """
+        payload = encode(request, self.content_type)
+        if len(payload) > self.limit:
+            raise RequestError("too_large", f"the request has {len(payload)} bytes; the limit is {self.limit}")
+        loop = asyncio.get_running_loop()
+        ttl_s = request.ttl_ms / 1000
+        call = _Call(self._message(topic, request, payload), loop.create_future(), on_part, idle_s, loop.time() + ttl_s)
+        self._calls[request.id] = call
+        try:
+            async with asyncio.timeout(min(ttl_s, idle_s or ttl_s)) as call.timer:
+                if not await self.transport.publish(call.message):
+                    raise RequestError("no_capability", f"nobody listens on {topic}: is its agent running?")
+                return (await call.done).raise_for_error()
+        except TimeoutError as error:
+            if isinstance(error, DeadlineExceeded):
+                raise
+            self._cancel(topic, request.id)
+            limit = f"{ttl_s:g} s" if loop.time() >= call.deadline else f"{idle_s:g} s without a sign of life"
+            raise DeadlineExceeded(f"no answer from {topic} within {limit}") from None
+        except asyncio.CancelledError:
+            self._cancel(topic, request.id)
+            raise
+        finally:
+            del self._calls[request.id]
+
+    async def stream(self, topic: str, request: Request, *, idle_s: float | None = None) -> AsyncIterator[Reply]:
+        """Like `ask`, but yields every part as it comes, and the last reply (with the whole output) at the end."""
+        parts: asyncio.Queue[Reply | None] = asyncio.Queue()
+        answer = asyncio.create_task(self.ask(topic, request, idle_s=idle_s, on_part=parts.put_nowait))
+        answer.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            while (part := await parts.get()) is not None:
+                if parts.qsize() > _MAX_UNREAD_PARTS:
+                    raise RequestError("cancelled", f"{parts.qsize()} parts wait to be read: the reader is too slow")
+                yield part
+            yield await answer
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Waits for what is still being sent in the background."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _message(self, topic: str, request: Request, payload: bytes) -> TransportMessage:
+        return TransportMessage(
+            topic,
+            payload,
+            content_type=self.content_type,
+            response_topic=request.reply_to,
+            correlation=request.id.encode(),
+            expiry_s=-(-request.ttl_ms // 1000),
+            type=request.type,
+            traceparent=request.traceparent,
+        )
+
+    def _on_reply(self, message: TransportMessage) -> None:
+        call = self._calls.get(message.topic[len(self._prefix) :])
+        if call is None or call.done.done():
+            self.stats.late += 1
+            return
+        try:
+            reply = decode(Reply, message.payload, sent_type=message.type, limit=self.limit)
+        except MessageError as error:
+            self.stats.malformed += 1
+            _log.warning("a reply on %s does not decode: %s", message.topic, error)
+            return
+        if reply.last:
+            call.done.set_result(reply)
+        elif reply.seq > call.seq:  # a part delivered twice is taken once
+            call.seq = reply.seq
+            if call.idle_s is not None and call.timer is not None:
+                now = asyncio.get_running_loop().time()
+                call.timer.reschedule(min(call.deadline, now + call.idle_s))
+            if call.on_part is not None:
+                call.on_part(reply)
+
+    async def _resend(self) -> None:
+        """After a reconnection: whatever broker or agent forgot, open requests are asked again under their ids."""
+        for call in list(self._calls.values()):
+            with contextlib.suppress(TransportError):
+                await self.transport.publish(call.message)
+
+    def _cancel(self, topic: str, request_id: str) -> None:
+        head, slash, tail = topic.rpartition("/")
+        if not slash or tail != "request" or "/@" not in head:
+            return  # anycast: whoever has it is not known
+        task = asyncio.ensure_future(self._publish_cancel(f"{head}/cancel", request_id))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _publish_cancel(self, topic: str, request_id: str) -> None:
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(5):
+                await self.transport.publish(TransportMessage(topic, request_id.encode()))

@@ -1,0 +1,206 @@
+"""Models behind an OpenAI-compatible HTTP endpoint: a cloud's, or a server on the local network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from mqttcollab.errors import ConfigError, DeadlineExceeded, ErrorCode, RequestError, RuntimeFailure
+from mqttcollab.runtimes.base import (
+    DEFAULT_PARAMETERS,
+    ChatMessage,
+    Chunk,
+    Generation,
+    GenerationParameters,
+)
+
+if TYPE_CHECKING:
+    import openai
+
+_CODES: dict[int, ErrorCode] = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "unauthorized",
+    404: "bad_request",
+    413: "too_large",
+    422: "bad_request",
+    429: "busy",
+}
+# What the body of an error says more exactly than its status.
+_NAMED_CODES: dict[str, ErrorCode] = {
+    "context_length_exceeded": "too_large",
+    "insufficient_quota": "quota_exceeded",
+}
+
+
+class OpenAIRuntime:
+    """A model served over HTTP, by chat completions. Use it from one event loop.
+
+    It tries once: whoever asks decides whether to ask again, and whom. Make it before the event loop runs, or
+    in a thread: importing `openai` takes half a second.
+
+    Args:
+        model: the model's name at the endpoint.
+        base_url: such as `http://127.0.0.1:8000/v1`.
+        api_key: sent as a bearer token; the environment is not searched for one.
+        timeout_s: how long the endpoint may be silent.
+        logprobs: ask for the tokens' log probabilities; some endpoints refuse a request that does.
+        max_tokens_field: what the endpoint calls the limit; OpenAI's own newer models want the longer name.
+
+    Raises:
+        ConfigError: the base_url is not one.
+        RuntimeFailure: the openai package is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        logprobs: bool = False,
+        max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"base_url is {base_url!r}; it must begin with http:// or https://")
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s is {timeout_s}; it must be above 0")
+        self.model = model
+        self.base_url = base_url.rstrip("/")
+        self._logprobs = logprobs
+        self._max_tokens_field = max_tokens_field
+        self._timeout_s = timeout_s
+        self._client = _client(self.base_url, api_key, timeout_s)
+
+    async def generate(
+        self, messages: Sequence[ChatMessage], parameters: GenerationParameters = DEFAULT_PARAMETERS
+    ) -> Generation:
+        """Answer as a whole.
+
+        Raises:
+            RequestError: the endpoint refused: `unauthorized`, `busy` (with retry_after_ms where it says),
+                `quota_exceeded`, `too_large`, `bad_request`, `internal`.
+            DeadlineExceeded: it was silent for timeout_s.
+            RuntimeFailure: it can't be reached, or does not talk like an OpenAI endpoint.
+        """
+        with self._translated():
+            answer = await self._client.chat.completions.create(**self._request(messages, parameters))
+        choices = getattr(answer, "choices", None)  # a web page instead of JSON comes back as a string
+        if not choices:
+            reason = "does not answer like an OpenAI endpoint; check base_url (it often ends in /v1)"
+            raise RuntimeFailure(f"{self.base_url} {reason}")
+        choice, usage = choices[0], answer.usage
+        return Generation(
+            text=choice.message.content or "",
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            logprobs=tuple(_logprobs(choice)),
+            finish_reason=choice.finish_reason or "stop",
+        )
+
+    async def stream(
+        self, messages: Sequence[ChatMessage], parameters: GenerationParameters = DEFAULT_PARAMETERS
+    ) -> AsyncIterator[Chunk]:
+        """Answer as it comes; closing the iterator closes the connection. Raises what `generate` raises."""
+        finished = False
+        with self._translated():
+            request = self._request(messages, parameters)
+            async with await self._client.chat.completions.create(**request, stream=True) as parts:
+                async for part in parts:
+                    if not part.choices:
+                        continue
+                    choice = part.choices[0]
+                    finished = finished or choice.finish_reason is not None
+                    text, logprobs = choice.delta.content or "", _logprobs(choice)
+                    if text or logprobs:
+                        yield Chunk(text, logprobs[0] if logprobs else None)
+                    for logprob in logprobs[1:]:  # several tokens in one part
+                        yield Chunk("", logprob)
+        if not finished:
+            raise RuntimeFailure(f"{self.base_url} cut off the answer of {self.model}")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _request(self, messages: Sequence[ChatMessage], parameters: GenerationParameters) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "temperature": parameters.temperature,
+            "top_p": parameters.top_p,
+            self._max_tokens_field: parameters.max_tokens,
+        }
+        if parameters.stop:
+            request["stop"] = list(parameters.stop)
+        if parameters.seed is not None:
+            request["seed"] = parameters.seed
+        if parameters.top_k:
+            request["extra_body"] = {"top_k": parameters.top_k}  # not OpenAI's own, but most servers know it
+        if self._logprobs:
+            request |= {"logprobs": True, "top_logprobs": 0}
+        return request
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        import openai
+
+        try:
+            yield
+        except openai.APITimeoutError as error:
+            raise DeadlineExceeded(f"{self.base_url} was silent for {self._timeout_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise RuntimeFailure(
+                f"can't reach {self.base_url}: {error.__cause__ or error}; is the server running?"
+            ) from error
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: JSON that is none
+            raise RequestError("internal", f"{self.base_url} failed: {error}") from error
+
+    def _refusal(self, error: openai.APIStatusError) -> RequestError:
+        code = _NAMED_CODES.get(error.code or "") or _CODES.get(error.status_code, "internal")
+        message = f"{self.base_url} refused ({error.status_code}): {_reason(error)}"
+        return RequestError(code, message, retry_after_ms=_retry_after_ms(error))
+
+
+def _client(base_url: str, api_key: str | None, timeout_s: float) -> openai.AsyncOpenAI:
+    try:
+        import openai
+    except ImportError as error:
+        raise RuntimeFailure(
+            "the openai package is not installed; get it with: pip install 'mqttcollab[openai]'"
+        ) from error
+    client = openai.AsyncOpenAI(
+        base_url=base_url,
+        api_key=api_key or "none",  # None would send OPENAI_API_KEY to whatever base_url is
+        timeout=openai.Timeout(timeout_s, connect=min(timeout_s, 5.0)),
+        max_retries=0,
+    )
+    client.organization = client.project = None  # likewise
+    return client
+
+
+def _logprobs(choice: Any) -> list[float]:
+    return [token.logprob for token in choice.logprobs.content or ()] if choice.logprobs else []
+
+
+def _reason(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or body.get("detail") or error.message)
+
+
+def _retry_after_ms(error: openai.APIStatusError) -> int | None:
+    """Return what `retry-after-ms` or `retry-after` says in numbers; the rare date form counts as silence."""
+    headers = error.response.headers
+    for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
+        try:
+            value = float(headers[name]) * factor
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(value) and value >= 0:
+            return math.ceil(value)
+    return None

@@ -1,0 +1,144 @@
+"""What a device author writes: a service, as a class or a function, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Usage
+from mqttcollab.rpc.responder import PartSender, RequestHandler
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a handler returns when a plain string does not say enough.
+
+    Attributes:
+        text: the answer in words.
+        data: the same for machines; units in the names or under `units`.
+        confidence: 0 to 1, the handler's own estimate that the answer is right; None if it can't tell.
+        sources: where it comes from; agent and service are filled in.
+        usage: tokens, where a model was at work.
+        steps, missing: how an orchestrator came to it, and what it could not get.
+    """
+
+    text: str
+    data: dict[str, Any] | None = None
+    confidence: float | None = None
+    sources: list[Source] = field(default_factory=list)
+    usage: Usage | None = None
+    steps: list[Any] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+Result = str | Answer
+HandlerFunction = Callable[[Request], Result | Awaitable[Result] | AsyncIterator[Result]]
+
+
+class Service(ABC):
+    """A service as a class: set `name`, describe it, and write `handle`.
+
+    Attributes:
+        name: zone and domain, e.g. `knowledge.gpt/medicine/first-aid`.
+        description: one or two sentences; matching by meaning reads them.
+        examples: questions that it answers; matching by meaning reads them too.
+        concurrency: requests handled at once; more wait.
+        model: the key under `slm/models/` of the model that answers, if one does.
+        price_usd: what a request costs, in US dollars.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    examples: ClassVar[Sequence[str]] = ()
+    concurrency: ClassVar[int] = 1
+    model: str | None = None
+    price_usd: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def handle(self, request: Request) -> Result | Awaitable[Result] | AsyncIterator[Result]:
+        """Answers a request: a coroutine, a plain function (run in a thread), or an async generator of parts.
+
+        A generator yields pieces of text and may end with an `Answer`, which then is the whole answer.
+        Raise RequestError to answer with an error code.
+        """
+
+
+def record_of(service: Service, agent: str, place: str | None, heartbeat_s: float) -> ServiceRecord:
+    """The record that announces a service; raises ValueError (pydantic's) where a field is out of range."""
+    return ServiceRecord(
+        agent=agent,
+        service=service.name,
+        description=service.description,
+        examples=list(service.examples),
+        concurrency=service.concurrency,
+        model=service.model,
+        price_usd=service.price_usd,
+        place=place,
+        heartbeat_s=heartbeat_s,
+    )
+
+
+def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> Service:
+    """A service whose `handle` is a function."""
+    cls = type(handler.__name__, (Service,), {"name": name, "handle": staticmethod(handler), **attributes})
+    service = cls()
+    assert isinstance(service, Service)
+    return service
+
+
+def adapt(service: Service, agent: str) -> RequestHandler:
+    """Turns `handle`, whatever its form, into what the responder calls."""
+
+    async def handle(request: Request, send_part: PartSender) -> Reply:
+        return _reply(request, await _result(service, request, send_part), agent, service.name)
+
+    return handle
+
+
+async def _result(service: Service, request: Request, send_part: PartSender) -> Result:
+    if not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle)):
+        result = await asyncio.to_thread(service.handle, request)
+    else:
+        result = service.handle(request)
+    if isinstance(result, AsyncIterator):
+        return await _collect(result, request, send_part)
+    if inspect.isawaitable(result):
+        result = await result
+    if not isinstance(result, str | Answer):
+        raise TypeError(f"{service.name}: handle returned {type(result).__name__}; expected str or Answer")
+    return result
+
+
+async def _collect(parts: AsyncIterator[Result], request: Request, send_part: PartSender) -> Result:
+    pieces: list[str] = []
+    try:
+        async for part in parts:
+            if isinstance(part, Answer):
+                return part
+            pieces.append(part)
+            if request.stream:
+                await send_part(part)
+    finally:
+        await parts.aclose()  # type: ignore[attr-defined]
+    return "".join(pieces)
+
+
+def _reply(request: Request, result: Result, agent: str, service: str) -> Reply:
+    if isinstance(result, str):
+        return Reply(id=request.id, output=result)
+    for source in result.sources:
+        source.agent, source.service = source.agent or agent, source.service or service
+    return Reply(
+        id=request.id,
+        output=result.text,
+        data=result.data,
+        confidence=result.confidence,
+        sources=result.sources,
+        usage=result.usage,
+        steps=result.steps,
+        missing=result.missing,
+    )

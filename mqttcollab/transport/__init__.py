@@ -1,0 +1,1 @@
+"""How messages reach a broker: `mqtt` (paho on asyncio) and `memory` (for fast tests), behind `base`."""

@@ -1,0 +1,186 @@
+"""A broker in memory, for fast tests: same semantics as the real ones, no sockets, no processes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from mqttcollab.errors import ConnectError, PublishError, TooLarge, TransportError
+from mqttcollab.topics import matches
+from mqttcollab.transport.base import ConnectedHook, Handler, Router, TransportMessage
+
+
+class MemoryBroker:
+    """Retained messages, shared subscriptions, wills and session takeover, in one event loop."""
+
+    def __init__(self, *, max_payload: int = 1 << 20, denied: Iterable[str] = ()) -> None:
+        self.max_payload = max_payload
+        self.denied = list(denied)
+        self.up = True
+        self.retained: dict[str, TransportMessage] = {}
+        self.clients: dict[str, MemoryTransport] = {}
+        self._turn: dict[str, int] = {}
+
+    def deliver(self, message: TransportMessage) -> bool:
+        """Retains and hands out a message; False if nobody is subscribed."""
+        if message.retain:
+            if message.payload:
+                self.retained[message.topic] = message
+            else:
+                self.retained.pop(message.topic, None)
+        live = dataclasses.replace(message, retain=False)
+        shared: dict[str, list[MemoryTransport]] = {}
+        reached = False
+        for client in list(self.clients.values()):
+            plain = False
+            for filter_ in client.router.filters:
+                if not matches(filter_, message.topic):
+                    continue
+                reached = True
+                if filter_.startswith("$share/"):
+                    shared.setdefault(filter_, []).append(client)
+                else:
+                    plain = True
+            if plain:
+                client.receive(live)
+        for filter_, members in shared.items():
+            turn = self._turn[filter_] = self._turn.get(filter_, -1) + 1
+            members[turn % len(members)].receive(live)
+        return reached
+
+    async def stop(self) -> None:
+        """Goes away, as a broker that is killed: connections break, wills are lost, retained messages stay."""
+        self.up = False
+        for client in list(self.clients.values()):
+            client.lose()
+
+    async def start(self) -> None:
+        """Comes back."""
+        self.up = True
+
+
+class MemoryTransport:
+    """A client of a `MemoryBroker`; see `Transport` for the methods."""
+
+    def __init__(self, broker: MemoryBroker, client_id: str, *, will: TransportMessage | None = None) -> None:
+        self.client_id = client_id
+        self.router = Router()
+        self._broker = broker
+        self._will = will
+        self._hooks: list[ConnectedHook] = []
+        self._online = asyncio.Event()
+        self._failure: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._inbox: deque[TransportMessage] = deque()
+        self._closed = False
+
+    @property
+    def mqtt5(self) -> bool:
+        """Properties travel."""
+        return True
+
+    def on_connected(self, hook: ConnectedHook) -> None:
+        """See `Transport`."""
+        self._hooks.append(hook)
+
+    async def connect(self, *, patience_s: float | None = 0.0) -> None:
+        """See `Transport`."""
+        self._failure = asyncio.get_running_loop().create_future()
+        deadline = None if patience_s is None else asyncio.get_running_loop().time() + patience_s
+        while not self._broker.up:
+            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+                raise ConnectError("the broker in memory is down")
+            await asyncio.sleep(0.01)
+        old = self._broker.clients.pop(self.client_id, None)
+        if old is not None:
+            old.taken_over()
+        self._broker.clients[self.client_id] = self
+        for filter_ in list(self.router.filters):
+            self._replay(filter_)
+        self._online.set()
+        for hook in self._hooks:
+            self._spawn(hook())
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        self._closed = True
+        self._online.clear()
+        if self._broker.clients.get(self.client_id) is self:
+            del self._broker.clients[self.client_id]
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def die(self) -> None:
+        """Goes away without a goodbye, so that the broker publishes the will."""
+        self._closed = True
+        self._broker.clients.pop(self.client_id, None)
+        if self._will is not None:
+            self._broker.deliver(self._will)
+
+    def taken_over(self) -> None:
+        """Another client has come with this client's id."""
+        self.die()
+        self._online.clear()
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(TransportError(f"another client took over the id {self.client_id!r}"))
+
+    def lose(self) -> None:
+        """The connection breaks; it comes back with the broker."""
+        self._online.clear()
+        self._broker.clients.pop(self.client_id, None)
+        if not self._closed:
+            self._spawn(self.connect(patience_s=None))
+
+    async def failed(self) -> None:
+        """See `Transport`."""
+        assert self._failure is not None
+        await asyncio.shield(self._failure)
+
+    async def publish(self, message: TransportMessage, *, bulk: bool = False) -> bool:
+        """See `Transport`."""
+        if len(message.payload) > self._broker.max_payload:
+            raise TooLarge(f"{len(message.payload)} bytes are over the broker's {self._broker.max_payload}")
+        if self._closed:
+            raise TransportError("the transport is closed")
+        await self._online.wait()
+        if any(matches(f, message.topic) for f in self._broker.denied):
+            raise PublishError(f"the broker refused {message.topic}: not authorized")
+        await asyncio.sleep(0)
+        return self._broker.deliver(message)
+
+    async def subscribe(self, filters: str | Iterable[str], handler: Handler, *, qos: int = 1) -> None:
+        """See `Transport`."""
+        for filter_ in [filters] if isinstance(filters, str) else list(filters):
+            self.router.add(filter_, handler, qos)
+            if self._online.is_set():
+                self._replay(filter_)
+
+    async def unsubscribe(self, filters: str | Iterable[str]) -> None:
+        """See `Transport`."""
+        for filter_ in [filters] if isinstance(filters, str) else list(filters):
+            self.router.remove(filter_)
+
+    def receive(self, message: TransportMessage) -> None:
+        """Takes a message from the broker, in order, outside the publisher's call."""
+        self._inbox.append(message)
+        asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        if self._inbox:
+            for wait in self.router.route(self._inbox.popleft()):
+                self._spawn(wait)
+
+    def _replay(self, filter_: str) -> None:
+        if not filter_.startswith("$share/"):
+            for message in list(self._broker.retained.values()):
+                if matches(filter_, message.topic):
+                    self.receive(message)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
