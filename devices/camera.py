@@ -25,8 +25,9 @@ EXAMPLES = (
     "Is it crowded here?",
     "Is anybody moving in front of the camera?",
     "Can we set up stands for a market or an outdoor event on the square this afternoon?",
-    "How busy is the place today?",
-    "Is the square empty?",
+    "How busy is the town square today?",
+    "Is the town square empty of people?",
+    "Count the pedestrians and visitors",
     "Is there room for a crowd at a festival or open-air concert here?",
     "Did someone walk past the entrance?",
 )

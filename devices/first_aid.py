@@ -22,15 +22,27 @@ DESCRIPTION = "First aid advice: what to do about symptoms, injuries and medical
 EXAMPLES = (
     "I feel dizzy and faint",
     "My chest hurts",
-    "I have palpitations and feel unwell",
+    "I have palpitations and feel weak and unwell",
     "Someone is choking",
     "How do I treat a burn?",
+    "I burnt my hand on the stove",
     "I have a bad headache and feel sick",
     "How do I stop a cut from bleeding?",
+    "My nose is bleeding",
     "She was stung by a wasp and her face swells",
     "He collapsed, is unconscious and not breathing",
+    "Her face droops and her speech is slurred, is it a stroke?",
     "My child swallowed something poisonous",
+    "My child has a high fever",
     "I fell and my ankle is swollen, is it broken?",
+    "I think my arm is broken",
+    "She hit her head and vomits",
+    "He has a seizure",
+    "I can't breathe well, an asthma attack",
+    "A dog or a snake bit me",
+    "I have diarrhoea and stomach ache",
+    "Overheated and weak after hours in the sun",
+    "Chemicals splashed into my eye",
 )
 CLOSE_SECOND = 0.8
 SURE_SCORE = 0.6
@@ -42,8 +54,10 @@ dehydration anaphylaxis asthma fever
 """
 HEART_RELATED = frozenset(_HEART_RELATED.split())
 _RATE_IN_TEXT = re.compile(r"(?:heart rate|pulse)\D{0,20}?(\d{2,3}(?:\.\d+)?)", re.IGNORECASE)
-DISCLAIMER = "This is general first-aid information, no diagnosis; in doubt call for help."
-NUMBERS = "112 in Europe and many countries, 911 in North America, 999 in the UK"
+CLOSING = (
+    "Emergency number: 112 in Europe and many countries, 911 in North America, 999 in the UK. "
+    "This is general first-aid information, no diagnosis; in doubt call for help."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ def say_heart_rate(measured: Measured, entries: Sequence[Entry]) -> str:
 def say_entry(entry: Entry) -> str:
     """Return an entry as plain text."""
     steps = " ".join(f"{number}. {step}" for number, step in enumerate(entry.steps, start=1))
-    return f"{entry.title}: {steps} When to call the emergency number ({NUMBERS}): {entry.emergency}."
+    return f"{entry.title}: {steps} Emergency call: {entry.emergency}."
 
 
 def advise(question: str, found: Sequence[Found], measured: Measured | None) -> str:
@@ -106,7 +120,7 @@ def advise(question: str, found: Sequence[Found], measured: Measured | None) -> 
     if measured and HEART_RELATED.intersection(entry.id for entry in entries):
         parts.append(say_heart_rate(measured, entries))
     parts += [say_entry(entry) for entry in entries]
-    return "\n".join([*parts, DISCLAIMER])
+    return "\n".join([*parts, CLOSING])
 
 
 def build(settings: Mapping[str, Any]) -> Agent:

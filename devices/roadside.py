@@ -22,6 +22,8 @@ EXAMPLES = (
     "How is the air quality here?",
     "How polluted is the air at this road?",
     "How much nitrogen oxide is in the air?",
+    "NOx and NO2 concentration",
+    "Should I keep the window to the street closed because of the bad air?",
     "Are the exhaust fumes from traffic bad today?",
     "Is the air clean enough for an outdoor event or sport?",
     "What environmental hazards does this street have?",
@@ -47,7 +49,7 @@ class Settings:
     name: str = "rsu-12"
     place: str = "beside a motorway"
     data: Path = HERE / "data" / "nox_hourly.csv"
-    start: int = 303
+    start: int = 398
     seconds_per_hour: float = 3600.0
     interval: float = 30.0
     embedder: str | None = None

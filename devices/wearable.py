@@ -83,13 +83,15 @@ def values_of(start: float, pulse: Pulse) -> dict[str, float]:
     return values
 
 
+def variability_of(pulse: Pulse) -> str:
+    """Say the variability in one phrase."""
+    rmssd = "not measurable" if pulse.rmssd is None else f"{pulse.rmssd:.0f} ms"
+    return f"heart rate variability over {pulse.seconds:.0f} s: RMSSD {rmssd}, SDNN {pulse.sdnn:.0f} ms"
+
+
 def text_of(pulse: Pulse) -> str:
     """Say a measurement in one line."""
-    rmssd = "not measurable" if pulse.rmssd is None else f"{pulse.rmssd:.0f} ms"
-    return (
-        f"Heart rate {pulse.heart_rate:.0f}/min; heart rate variability over {pulse.seconds:.0f} s: "
-        f"RMSSD {rmssd}, SDNN {pulse.sdnn:.0f} ms"
-    )
+    return f"Heart rate {pulse.heart_rate:.0f}/min; {variability_of(pulse)}"
 
 
 class HeartRate(Service):
@@ -104,7 +106,8 @@ class HeartRate(Service):
         "I feel faint and my heart flutters",
         "What is my heart rate variability?",
         "Am I stressed or relaxed?",
-        "I feel my heart skip beats",
+        "My heartbeat feels irregular",
+        "Did my pulse go up?",
         "How many beats per minute does my heart do at rest?",
     )
 
@@ -125,8 +128,8 @@ class HeartRate(Service):
         )
         where = f"{self._recording.name}, {start:.0f} to {start + pulse.seconds:.0f} s"
         return Answer(
-            text=f"{text_of(pulse)}. That is {round(pulse.heart_rate)}/min, "
-            f"{describe_heart_rate(pulse.heart_rate)}. ({details}.)",
+            text=f"Heart rate {pulse.heart_rate:.0f}/min, {describe_heart_rate(pulse.heart_rate)}; "
+            f"{variability_of(pulse)} ({details}).",
             data={**values_of(start, pulse), "units": UNITS},
             confidence=round(min(1.0, pulse.quality), 2),
             sources=[self._observer.source(where, text_of(pulse))],

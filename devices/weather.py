@@ -36,7 +36,9 @@ EXAMPLES = (
     "What is the humidity?",
     "Is the weather good enough for an outdoor event, concert or party this afternoon?",
     "Do I need an umbrella or a jacket?",
-    "Is there fog?",
+    "Is there fog or mist, how far can I see?",
+    "Is a storm or thunderstorm around?",
+    "Will I get wet when I go out?",
     "Is it too hot for children to do sports outdoors?",
     "What are the weather risks for a street festival or open-air market today?",
 )

@@ -52,6 +52,7 @@ class AgentOptions:
         grace_s: seconds that requests under way get when the agent stops.
         limit: the largest payload taken and sent, in bytes.
         match_threshold: the least closeness (cosine) at which `ask` by meaning turns to a peer.
+        visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
         connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
             so that a request sent while the agent reboots arrives.
@@ -61,7 +62,8 @@ class AgentOptions:
     queue_size: int = 32
     grace_s: float = 5.0
     limit: int = MAX_PAYLOAD
-    match_threshold: float = 0.5
+    match_threshold: float = 0.4
+    visible: bool = True
     vectors: VectorType = "int8"
     connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
 
@@ -172,24 +174,31 @@ class Agent:
         self.responder = Responder(self.transport, self.name, self.options.limit)
         self.registry = Registry(self.transport, self.embedder)
         self._following = False
+        ready = asyncio.Event()
         await self.requester.start()
         for service in self.services.values():
             await self.responder.serve(
                 service.name,
-                adapt(service, self.name),
+                adapt(service, self.name, ready),
                 concurrency=service.concurrency,
                 queue_size=self.options.queue_size,
             )
-        await self.presence.start()
+        if self.options.visible:
+            await self.presence.start()
         try:
             await self.transport.connect(patience_s=patience_s)
-            await self.presence.until(self.presence.born.wait())
+            for service in self.services.values():
+                await self.presence.until(service.started())
+            ready.set()
+            if self.options.visible:
+                await self.presence.until(self.presence.announce())
         except BaseException:
             await self.presence.stop()
             await self.transport.close()
             raise
         self._started = True
-        self._spawn(self._repeat(self.options.heartbeat_s, self._report_load))
+        if self.options.visible:
+            self._spawn(self._repeat(self.options.heartbeat_s, self._report_load))
         for seconds, work in self._loops:
             self._spawn(self._repeat(seconds, work))
 
@@ -203,9 +212,11 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         lost = self.presence.over.done()
         await self.responder.stop(grace_s=0 if lost else self.options.grace_s)
+        for service in self.services.values():
+            await service.stopping()
         await self.requester.stop()
         await self.registry.stop()
-        if not lost:
+        if self.options.visible and not lost:
             await self.presence.say_goodbye(record_topic(service, self.name) for service in self.services)
         await self.presence.stop()
         await self.transport.close()
@@ -407,8 +418,8 @@ class Agent:
         if callable(broker):
             transport = broker(self.name, presence.will)
         else:
-            options = self.options.connection
-            transport = MqttTransport(BrokerAddress.parse(broker), self.name, will=presence.will, options=options)
+            will, options = presence.will if self.options.visible else None, self.options.connection
+            transport = MqttTransport(BrokerAddress.parse(broker), self.name, will=will, options=options)
         presence.transport = transport
         return transport, presence
 

@@ -7,7 +7,7 @@ sender's own clock (Unix epoch) and are never compared between devices.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -20,7 +20,8 @@ MAX_EXAMPLES = 256
 MAX_DIMENSION = 4096
 
 
-def _reply_topic(topic: str) -> str:
+def check_reply_topic(topic: str) -> str:
+    """Returns a reply topic, else raises TopicError."""
     parse_reply_topic(topic)
     return topic
 
@@ -28,7 +29,7 @@ def _reply_topic(topic: str) -> str:
 AgentName = Annotated[str, AfterValidator(check_agent)]
 ServiceName = Annotated[str, AfterValidator(check_service)]
 RequestId = Annotated[str, AfterValidator(check_id)]
-ReplyTopic = Annotated[str, AfterValidator(_reply_topic)]
+ReplyTopic = Annotated[str, AfterValidator(check_reply_topic)]
 Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIMENSION)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -173,8 +174,8 @@ class Reply(Message):
         if self.status != "error":
             return self
         error = self.error or ErrorInfo(code="internal", message="an error reply without an error")
-        known: dict[str, ErrorCode] = {code: code for code in ErrorCode.__args__}  # type: ignore[attr-defined]
-        raise RequestError(known.get(error.code, "internal"), error.message, retry_after_ms=error.retry_after_ms)
+        code = cast(ErrorCode, error.code) if error.code in get_args(ErrorCode) else "internal"
+        raise RequestError(code, error.message, retry_after_ms=error.retry_after_ms)
 
 
 class ServiceRecord(Message):

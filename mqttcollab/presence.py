@@ -25,7 +25,7 @@ class Presence:
 
     Attributes:
         transport: set before `start`; made after the will that it carries.
-        born: set once the first announcement is out.
+        born: whether the first announcement is out.
         over: fails with what ended this life, if anything did.
     """
 
@@ -34,7 +34,7 @@ class Presence:
     def __init__(self, name: str, descriptions: Callable[[], Iterable[TransportMessage]]) -> None:
         self.name = name
         self.epoch = time.time_ns() // 1_000_000
-        self.born = asyncio.Event()
+        self.born = False
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._descriptions = descriptions
         self._topic = agent_topic(name, "status")
@@ -49,7 +49,7 @@ class Presence:
     async def start(self) -> None:
         """Registers with the transport; before it connects."""
         await self.transport.subscribe(self._topic, self._on_own_status)
-        self.transport.on_connected(self._announce)
+        self.transport.on_connected(self._announce_again)
 
     async def stop(self) -> None:
         """Ends what runs in the background."""
@@ -68,6 +68,7 @@ class Presence:
             await asyncio.wait([task, self.over], return_when=asyncio.FIRST_COMPLETED)
             if self.over.done():
                 self.over.result()
+            task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -85,16 +86,21 @@ class Presence:
                     await self.transport.publish(TransportMessage(topic, b"", retain=True))
                 await self.say("offline")
 
-    async def _announce(self) -> None:
-        if not self.born.is_set():
+    async def announce(self) -> None:
+        """Birth: what describes the agent, then `online`. Raises MqttCollabError if the broker refuses a part."""
+        for message in self._descriptions():
+            await self.transport.publish(message)
+        await self.say(self._state)
+        self.born = True
+
+    async def _announce_again(self) -> None:
+        if not self.born:
             self._spawn(self._watch())
+            return
         try:
-            for message in self._descriptions():
-                await self.transport.publish(message)
-            await self.say(self._state)
+            await self.announce()
         except MqttCollabError as error:
             self._end(TransportError(f"@{self.name} can't announce itself: {error}"))
-        self.born.set()
 
     async def _watch(self) -> None:
         try:
@@ -109,7 +115,7 @@ class Presence:
             status = None
         if status is not None and status.epoch > self.epoch:
             self._end(self._superseded())
-        elif self.born.is_set() and self._state != "offline" and (status is None or status.state == "offline"):
+        elif self.born and self._state != "offline" and (status is None or status.state == "offline"):
             # A will that came late, or somebody who cleared it: say again that we are here.
             self._spawn(self.say(self._state))
 

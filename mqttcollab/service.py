@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Usage
+from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Usage
 from mqttcollab.rpc.responder import PartSender, RequestHandler
 
 
@@ -31,12 +31,15 @@ class Answer:
     confidence: float | None = None
     sources: list[Source] = field(default_factory=list)
     usage: Usage | None = None
-    steps: list[Any] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
 Result = str | Answer
-HandlerFunction = Callable[[Request], Result | Awaitable[Result] | AsyncIterator[Result]]
+# A generator yields text, finished steps (orchestrators), or None as a sign of life; it may end with an Answer.
+Part = str | Step | Answer | None
+Handled = Result | Awaitable[Result] | AsyncIterator[Part]
+HandlerFunction = Callable[[Request], Handled]
 
 
 class Service(ABC):
@@ -59,12 +62,18 @@ class Service(ABC):
     price_usd: ClassVar[float] = 0.0
 
     @abstractmethod
-    def handle(self, request: Request) -> Result | Awaitable[Result] | AsyncIterator[Result]:
+    def handle(self, request: Request) -> Handled:
         """Answers a request: a coroutine, a plain function (run in a thread), or an async generator of parts.
 
         A generator yields pieces of text and may end with an `Answer`, which then is the whole answer.
         Raise RequestError to answer with an error code.
         """
+
+    async def started(self) -> None:  # noqa: B027 - a hook
+        """Called once connected and before the agent is announced: load what takes time here."""
+
+    async def stopping(self) -> None:  # noqa: B027 - a hook
+        """Called when the agent stops, while it is still connected."""
 
 
 def record_of(service: Service, agent: str, place: str | None, heartbeat_s: float) -> ServiceRecord:
@@ -90,10 +99,11 @@ def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> 
     return service
 
 
-def adapt(service: Service, agent: str) -> RequestHandler:
-    """Turns `handle`, whatever its form, into what the responder calls."""
+def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
+    """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`."""
 
     async def handle(request: Request, send_part: PartSender) -> Reply:
+        await ready.wait()
         return _reply(request, await _result(service, request, send_part), agent, service.name)
 
     return handle
@@ -113,15 +123,16 @@ async def _result(service: Service, request: Request, send_part: PartSender) -> 
     return result
 
 
-async def _collect(parts: AsyncIterator[Result], request: Request, send_part: PartSender) -> Result:
+async def _collect(parts: AsyncIterator[Part], request: Request, send_part: PartSender) -> Result:
     pieces: list[str] = []
     try:
         async for part in parts:
             if isinstance(part, Answer):
                 return part
-            pieces.append(part)
+            if isinstance(part, str):
+                pieces.append(part)
             if request.stream:
-                await send_part(part)
+                await (send_part(None, [part]) if isinstance(part, Step) else send_part(part, []))
     finally:
         await parts.aclose()  # type: ignore[attr-defined]
     return "".join(pieces)

@@ -30,9 +30,9 @@ TEMPLATES: dict[str, str] = {
 }
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_LABEL_RE = re.compile(_LABEL)
-_SERVICE_RE = re.compile(rf"(?:data|computation|knowledge)\.gpt(?:/{_LABEL}){{1,4}}")
-_KEY_RE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+LABEL_RE = re.compile(_LABEL)
+SERVICE_RE = re.compile(rf"(?:data|computation|knowledge)\.gpt(?:/{_LABEL}){{1,4}}")
+KEY_RE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 TopicKind = Literal[
     "record", "request", "anycast", "cancel", "embedding", "observation",
@@ -59,7 +59,7 @@ class Topic:
 
 def check_agent(name: str) -> str:
     """Returns an agent's name (without `@`) if it is one DNS label, else raises TopicError."""
-    if not _LABEL_RE.fullmatch(name):
+    if not LABEL_RE.fullmatch(name):
         rule = "use 1 to 63 of a-z, 0-9 and '-', no '-' at either end"
         raise TopicError(f"agent name {_show(name)} is not a DNS label: {rule}")
     return name
@@ -68,7 +68,7 @@ def check_agent(name: str) -> str:
 @lru_cache(maxsize=4096)
 def check_service(name: str) -> str:
     """Returns a service name if it is a zone and one to four DNS labels, else raises TopicError."""
-    if _SERVICE_RE.fullmatch(name):
+    if SERVICE_RE.fullmatch(name):
         return name
     zone, _, _ = name.partition("/")
     if zone not in ZONES:
@@ -203,7 +203,7 @@ def matches(filter_: str, topic: str) -> bool:
 
 
 def _check_key(key: str, what: str) -> str:
-    if not _KEY_RE.fullmatch(key):
+    if not KEY_RE.fullmatch(key):
         raise TopicError(f"{what} {_show(key)} can't be a topic level: use 1 to 128 of A-Z a-z 0-9 . _ -")
     return key
 

@@ -22,7 +22,8 @@ DEMO = {
     "Evaluate the environmental risks of setting up an outdoor event here this afternoon": {WEATHER, AIR, CAMERA},
     "I feel dizzy and my heart is racing. What should I do?": {HEART, FIRST_AID},
 }
-# Written without looking at the examples' wording; each must find these and may not find others.
+# Each must find these and no others. The examples were tuned on them, so they guard against regressions and measure
+# nothing.
 QUESTIONS = {
     "Compute 12.5% of 640": {ARITHMETIC},
     "how much is 99 minus 45": {ARITHMETIC},
@@ -58,9 +59,8 @@ def descriptions() -> dict[str, tuple[str, tuple[str, ...]]]:
     found = {}
     for name in MODULES:
         module: Any = importlib.import_module(f"devices.{name}")
-        described = module.HeartRate if name == "wearable" else None
-        description = described.description if described else module.DESCRIPTION
-        found[module.SERVICE] = (description, tuple(described.examples if described else module.EXAMPLES))
+        service = module.build({}).services[module.SERVICE]
+        found[module.SERVICE] = (service.description, tuple(service.examples))
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mqttcollab.codec import CBOR, JSON, MAX_PAYLOAD, ContentType, decode, decode_map, encode
 from mqttcollab.errors import MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError, TransportError
-from mqttcollab.messages import MAX_HOPS, ErrorInfo, Reply, Request, Timing
+from mqttcollab.messages import MAX_HOPS, ErrorInfo, Reply, Request, Step, Timing
 from mqttcollab.rpc.trace import current_request
 from mqttcollab.topics import anycast_filter, cancel_topic, check_id, parse_reply_topic, request_topic
 from mqttcollab.transport.base import Transport, TransportMessage
@@ -24,7 +24,7 @@ _REMEMBERED_BYTES = 16 << 20
 _REMEMBER_S = 120.0
 _CBOR_MAGIC = b"\xd9\xd9\xf7"
 
-PartSender = Callable[[str | None], Awaitable[None]]
+PartSender = Callable[[str | None, list[Step]], Awaitable[None]]
 RequestHandler = Callable[[Request, PartSender], Awaitable[Reply]]
 
 
@@ -96,7 +96,7 @@ class Responder:
 
         Args:
             service: its name.
-            handler: called with the request and a sender of parts (None: a sign of life without text);
+            handler: called with the request and a sender of parts (text or None, finished steps);
                 returns the last reply. Its exceptions become error replies.
             concurrency: handlers at once.
             queue_size: requests that wait; one more is answered `busy`.
@@ -218,7 +218,7 @@ class Responder:
     async def _handle(self, service: _Service, job: _Job) -> Reply:
         started = asyncio.get_running_loop().time()
         try:
-            reply = await service.handler(job.request, lambda text: self._send_part(service, job, text))
+            reply = await service.handler(job.request, lambda text, steps: self._send_part(service, job, text, steps))
         except RequestError as error:
             reply = _error_reply(job.request.id, error)
         except MessageError as error:
@@ -270,13 +270,14 @@ class Responder:
             del self._answered[oldest]
             self._answered_bytes -= len(message.payload)
 
-    async def _send_part(self, service: _Service, job: _Job, text: str | None) -> None:
+    async def _send_part(self, service: _Service, job: _Job, text: str | None, steps: list[Step]) -> None:
         part = Reply(
             id=job.request.id,
             seq=job.seq,
             last=False,
             status="partial",
             output=text,
+            steps=steps,
             agent=self.name,
             service=service.name,
         )

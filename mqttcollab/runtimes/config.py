@@ -91,9 +91,7 @@ def _openai(settings: _OpenAISettings, where: str) -> Runtime:
     if settings.api_key_env is not None:
         key = os.environ.get(settings.api_key_env)
         if not key:
-            raise ConfigError(
-                f"{where}.api_key_env names {settings.api_key_env}, which is not set; export it"
-            )
+            raise ConfigError(f"{where}.api_key_env names {settings.api_key_env}, which is not set; export it")
     return OpenAIRuntime(api_key=key, **settings.model_dump(exclude={"api_key_env"}))
 
 

@@ -264,9 +264,7 @@ class Decoder:
         bos, eos = self._c.llama_vocab_bos(self._vocab), self._c.llama_vocab_eos(self._vocab)
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        return Jinja2ChatFormatter(
-            template=source, bos_token=self._token_text(bos), eos_token=self._token_text(eos)
-        )
+        return Jinja2ChatFormatter(template=source, bos_token=self._token_text(bos), eos_token=self._token_text(eos))
 
     def _token_text(self, token: int) -> str:
         return str(self._c.llama_vocab_get_text(self._vocab, token).decode()) if token >= 0 else ""

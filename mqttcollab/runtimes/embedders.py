@@ -83,9 +83,7 @@ def _import_wordllama() -> Any:
     try:
         import wordllama
     except ImportError as error:
-        raise RuntimeFailure(
-            "wordllama is not installed; get it with: pip install 'mqttcollab[embed]'"
-        ) from error
+        raise RuntimeFailure("wordllama is not installed; get it with: pip install 'mqttcollab[embed]'") from error
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -1,0 +1,5 @@
+"""`python -m mqttcollab` is the command line."""
+
+from mqttcollab.cli import main
+
+main()

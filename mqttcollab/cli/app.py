@@ -1,0 +1,174 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mqttcollab import __version__
+from mqttcollab.config import BROKER_VARIABLE
+
+app = typer.Typer(
+    name="mqttcollab",
+    help="Small language models on many devices answer together, over MQTT.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--broker",
+        "-b",
+        envvar=BROKER_VARIABLE,
+        help="mqtt://[user:password@]host[:port], mqtts://, ws:// or wss://; ?version=3.1.1&ca=FILE&cert=FILE&key=FILE",
+        show_default="mqtt://127.0.0.1:1883",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Fleet = Annotated[Path, typer.Argument(help="A TOML file with a table per device, such as devices/fleet.toml.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mqttcollab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+@app.command()
+def demo(
+    ask: Annotated[list[str] | None, typer.Option("--ask", help="A question of your own; may be repeated.")] = None,
+    broker: Annotated[
+        str | None, typer.Option("--broker", "-b", help="Use this broker instead of starting one.")
+    ] = None,
+    fleet: Annotated[Path | None, typer.Option(help="Another fleet than the repository's devices/fleet.toml.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up after the questions, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a broker, the devices and an orchestrator, and ask them three questions."""
+    from mqttcollab.cli.demo import run_demo
+
+    raise typer.Exit(asyncio.run(run_demo(ask, broker, fleet, keep=keep, as_json=as_json)))
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    service: Annotated[
+        str | None,
+        typer.Option(help="Ask this service (or filter, knowledge.gpt/medicine/#) instead of an orchestrator."),
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="Ask this agent of it.")] = None,
+    ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until the question is void.")] = 30.0,
+    name: Annotated[
+        str | None, typer.Option(help="Who asks; default: the broker's user name, else a random one.")
+    ] = None,
+    broker: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the orchestrator, or one service, and show how the answer came about."""
+    from mqttcollab.cli.ask import ask_question
+
+    asyncio.run(ask_question(question, service, agent, ttl, name=name, broker=broker, as_json=as_json))
+
+
+@app.command()
+def agents(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and print what changes.")] = False,
+    broker: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who is there, what they offer and how loaded they are."""
+    from mqttcollab.cli.agents import show_agents
+
+    asyncio.run(show_agents(broker, watch=watch, as_json=as_json))
+
+
+@app.command()
+def sub(
+    filters: Annotated[list[str] | None, typer.Argument(help="MQTT filters; default: #")] = None,
+    count: Annotated[int | None, typer.Option("--count", "-C", min=1, help="End after so many messages.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", "-W", min=0.001, help="End after so long.")] = None,
+    retained: Annotated[bool, typer.Option(help="Also show what was retained before.")] = True,
+    broker: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Like mosquitto_sub, but CBOR and embeddings are decoded."""
+    from mqttcollab.cli.sub import subscribe
+
+    asyncio.run(subscribe(filters or ["#"], broker, count=count, seconds=seconds, retained=retained, as_json=as_json))
+
+
+@app.command()
+def orchestrator(
+    name: Annotated[str, typer.Option(help="The agent's name.")] = "orchestrator",
+    embedder: Annotated[str, typer.Option(help="wordllama, or llama:PATH of a GGUF.")] = "wordllama",
+    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine at which a service matters.")] = 0.4,
+    fallback: Annotated[
+        str, typer.Option(help="Service asked where nobody is found; empty: none.")
+    ] = "knowledge.gpt/general",
+    place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
+    broker: Url = None,
+) -> None:
+    """Run an orchestrator."""
+    from mqttcollab.cli.run import run_orchestrator
+
+    run_orchestrator(name, embedder, threshold, fallback or None, place, broker)
+
+
+@app.command()
+def agent(
+    fleet: Fleet,
+    names: Annotated[list[str] | None, typer.Argument(help="Which of its devices; default: all.")] = None,
+    broker: Url = None,
+) -> None:
+    """Run the devices of a TOML file: one in this process, several in a process each."""
+    from mqttcollab.cli.run import run_fleet
+
+    raise typer.Exit(run_fleet(fleet, names or [], broker))
+
+
+@app.command()
+def broker(
+    kind: Annotated[
+        Literal["auto", "mosquitto", "nats"], typer.Option(help="auto: Mosquitto where installed, else nats-server.")
+    ] = "auto",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The MQTT port; 0 takes a free one.")] = 1883,
+    websocket_port: Annotated[int, typer.Option(min=0, max=65535, help="The WebSocket port; 0: a free one.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Keep retained messages and sessions in this folder.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration file of your own, used as it is.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a broker on loopback and run it until Ctrl-C."""
+    from mqttcollab.cli.run import run_broker
+
+    asyncio.run(run_broker(kind, port, websocket_port, data, config, as_json=as_json))
+
+
+@app.command()
+def schema(
+    type_: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="One type; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a file per type into this folder.")] = None,
+) -> None:
+    """Print the JSON Schema of the messages, for those who write devices without this library."""
+    from mqttcollab.cli.schema import write_schemas
+
+    write_schemas(type_, out)

@@ -1,0 +1,93 @@
+"""Puts the parts together: every statement keeps its source, and what is missing is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast, get_args
+
+from mqttcollab.errors import ErrorCode, RequestError
+from mqttcollab.messages import Source, Usage
+from mqttcollab.orchestrator.dispatch import Outcome
+from mqttcollab.service import Answer
+
+Aggregator = Callable[[Sequence[Outcome]], Answer]
+
+# Where an answering agent does not say how sure it is.
+_UNKNOWN_CONFIDENCE = 0.5
+
+
+def with_sources(outcomes: Sequence[Outcome]) -> Answer:
+    """The answers one after another, conclusions before the data they rest on, each with who gave it.
+
+    The confidence is the mean of the parts', times the share of the parts that answered.
+
+    Raises:
+        RequestError: no part answered; with the code that the parts agree on, else `internal`.
+    """
+    answered = [o for o in outcomes if o.reply is not None]
+    if not answered:
+        raise _nothing(outcomes)
+    answered.sort(key=lambda o: not o.step.after)
+    known = [o.step.confidence if o.step.confidence is not None else _UNKNOWN_CONFIDENCE for o in answered]
+    missing = [_missing(o) for o in outcomes if o.reply is None]
+    return Answer(
+        text=_text(answered, missing),
+        data=_data(answered),
+        confidence=round(sum(known) / len(known) * len(answered) / len(outcomes), 3),
+        sources=[source for o in answered for source in _sources(o)],
+        usage=_usage(answered),
+        steps=[o.step for o in outcomes],
+        missing=missing,
+    )
+
+
+def _text(answered: Sequence[Outcome], missing: Sequence[str]) -> str:
+    if len(answered) == 1 and not missing:
+        return _output(answered[0])
+    parts = [f"{_output(o)} [@{o.step.agent}]" for o in answered]
+    if missing:
+        parts.append("Missing: " + "; ".join(missing) + ".")
+    return "\n".join(parts)
+
+
+def _output(outcome: Outcome) -> str:
+    return (outcome.reply.output or "").strip() if outcome.reply is not None else ""
+
+
+def _data(answered: Sequence[Outcome]) -> dict[str, Any] | None:
+    if len(answered) == 1:
+        return answered[0].reply.data if answered[0].reply is not None else None
+    data: dict[str, Any] = {
+        o.step.service: o.reply.data for o in answered if o.reply is not None and o.reply.data is not None
+    }
+    return data or None
+
+
+def _sources(outcome: Outcome) -> list[Source]:
+    assert outcome.reply is not None
+    return outcome.reply.sources or [Source(agent=outcome.step.agent, service=outcome.step.service)]
+
+
+def _usage(answered: Sequence[Outcome]) -> Usage | None:
+    used = [o.reply.usage for o in answered if o.reply is not None and o.reply.usage is not None]
+    if not used:
+        return None
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in used),
+        completion_tokens=sum(u.completion_tokens for u in used),
+        cost_usd=sum(u.cost_usd for u in used),
+    )
+
+
+def _missing(outcome: Outcome) -> str:
+    error = outcome.step.error
+    why = f"{error.code}, {error.message}" if error is not None else "no answer"
+    return f"{outcome.step.service} (@{outcome.step.agent}: {why})"
+
+
+def _nothing(outcomes: Sequence[Outcome]) -> RequestError:
+    codes = {o.step.error.code for o in outcomes if o.step.error is not None}
+    agreed: ErrorCode = "internal"
+    if len(codes) == 1 and (code := codes.pop()) in get_args(ErrorCode):
+        agreed = cast(ErrorCode, code)
+    return RequestError(agreed, "nobody who was asked could answer: " + "; ".join(_missing(o) for o in outcomes))

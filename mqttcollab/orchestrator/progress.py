@@ -1,0 +1,72 @@
+"""What an orchestrator is doing, for everybody who watches `slm/inference/<task>/…`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from mqttcollab.errors import MqttCollabError
+from mqttcollab.topics import slm_topic
+from mqttcollab.transport.base import Transport, TransportMessage
+
+_log = logging.getLogger(__name__)
+
+_KEPT_TASKS = 64
+_EXPIRY_S = 3600
+
+
+class Progress:
+    """Publishes the state of tasks as plain text, retained; clears the oldest beyond 64 and all of them at the end.
+
+    Publishing never holds a task up: it runs beside it, in order.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._topics: dict[str, set[str]] = {}
+        self._order: deque[str] = deque()
+        self._queue: asyncio.Queue[TransportMessage] = asyncio.Queue(maxsize=4096)
+        self._writer = asyncio.create_task(self._write())
+
+    def say(self, task: str, key: str, value: str) -> None:
+        """Publishes `slm/inference/<task>/<key>`."""
+        if task not in self._topics:
+            self._topics[task] = set()
+            self._order.append(task)
+            while len(self._order) > _KEPT_TASKS:
+                for old in self._topics.pop(self._order.popleft()):
+                    self._put(TransportMessage(old, b"", retain=True))
+        topic = slm_topic("inference", task, key)
+        self._topics[task].add(topic)
+        self._put(TransportMessage(topic, value.encode(), retain=True, expiry_s=_EXPIRY_S))
+
+    async def close(self) -> None:
+        """Clears what it published."""
+        for topics in self._topics.values():
+            for topic in topics:
+                self._put(TransportMessage(topic, b"", retain=True))
+        try:
+            async with asyncio.timeout(2):
+                await self._queue.join()
+        except TimeoutError:
+            _log.warning("progress under slm/inference was not cleared: the broker does not answer")
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    def _put(self, message: TransportMessage) -> None:
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            _log.warning("%s was not published: the broker takes progress too slowly", message.topic)
+
+    async def _write(self) -> Any:
+        while True:
+            message = await self._queue.get()
+            try:
+                await self._transport.publish(message, bulk=True)
+            except MqttCollabError as error:
+                _log.warning("%s was not published: %s", message.topic, error)
+            finally:
+                self._queue.task_done()
