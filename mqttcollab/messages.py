@@ -56,7 +56,7 @@ class Parameters(Part):
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    stop: list[str] = []
+    stop: list[str] = Field(default_factory=list)  # pydantic would copy a default of [], and slowly
     seed: int | None = None
 
 
@@ -128,8 +128,8 @@ class Request(Message):
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] = 30_000
     service: ServiceName | None = None
     input: str | dict[str, Any]
-    context: list[ContextItem] = []
-    parameters: Parameters = Parameters()
+    context: list[ContextItem] = Field(default_factory=list)
+    parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
     session: str | None = None
     tenant: str | None = None
@@ -163,10 +163,10 @@ class Reply(Message):
     agent: str | None = None
     service: str | None = None
     usage: Usage | None = None
-    sources: list[Source] = []
+    sources: list[Source] = Field(default_factory=list)
     timing: Timing | None = None
-    steps: list[Step] = []
-    missing: list[str] = []
+    steps: list[Step] = Field(default_factory=list)
+    missing: list[str] = Field(default_factory=list)
     error: ErrorInfo | None = None
 
     def raise_for_error(self) -> Reply:

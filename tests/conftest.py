@@ -18,14 +18,18 @@ from mqttcollab.transport.memory import MemoryBroker
 # Threads of asyncio itself: the default executor's, and the one that waits for a child process.
 _ASYNCIO_THREADS = re.compile(r"asyncio_\d+|waitpid-\d+")
 _THREAD_PATIENCE_S = 2.0
+# Where it is asked whether a certificate or a model file exists, while nothing is served yet.
+_ONCE_AT_START = (("mqttcollab/config.py", "parse"), ("mqttcollab/runtimes/config.py", "default_model_path"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_blocking_calls() -> Iterator[None]:
     """A call of our package that blocks a running event loop raises `blockbuster.BlockingError`."""
     watch = BlockBuster("mqttcollab")
-    # Whether a certificate file exists is asked once, while an agent starts.
-    watch.functions["os.stat"].can_block_in("mqttcollab/config.py", "parse")
+    for function in watch.functions.values():
+        function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")  # once per module
+    for place, name in _ONCE_AT_START:
+        watch.functions["os.stat"].can_block_in(place, name)
     watch.activate()
     yield
     watch.deactivate()

