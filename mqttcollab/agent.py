@@ -1,74 +1,30 @@
-"""The agent: announces services, serves them, reports its load, asks its peers."""
+"""The agent: announces services, serves them, senses, and asks its peers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import platform
-import secrets
 import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from mqttcollab.cms.registry import Registry
-from mqttcollab.codec import CBOR, MAX_PAYLOAD, VectorType, encode
-from mqttcollab.config import BrokerAddress
-from mqttcollab.errors import ConfigError, MqttCollabError, RequestError
-from mqttcollab.messages import ContextItem, Embedding, Load, Observation, Parameters, Profile, Reply
-from mqttcollab.presence import Presence, typed
-from mqttcollab.rpc import Requester, Responder
-from mqttcollab.service import HandlerFunction, Service, adapt, function_service, record_of
-from mqttcollab.topics import (
-    agent_topic,
-    check_agent,
-    check_service,
-    data_topic,
-    record_topic,
-    request_topic,
-    slm_topic,
-)
-from mqttcollab.transport.base import Transport, TransportMessage
-from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
+from mqttcollab.declaration import AgentOptions, Declaration
+from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.life import Life, TransportFactory
+from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
+from mqttcollab.peers import Limits
+from mqttcollab.presence import Presence
+from mqttcollab.service import Service
+from mqttcollab.transport.base import Transport
 
-if TYPE_CHECKING:
-    from mqttcollab.runtimes.base import Embedder
+__all__ = ["Agent", "AgentOptions", "TransportFactory"]
 
 _log = logging.getLogger(__name__)
 
-TransportFactory = Callable[[str, TransportMessage], Transport]
-_TRY_ANOTHER = ("busy", "no_capability", "unsupported")
 
-
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
-    """What an agent can be told beside its name.
-
-    Attributes:
-        heartbeat_s: seconds between load reports; three missed ones and the agent counts as gone.
-        queue_size: requests that wait per service; one more is answered `busy`.
-        grace_s: seconds that requests under way get when the agent stops.
-        limit: the largest payload taken and sent, in bytes.
-        match_threshold: the least closeness (cosine) at which `ask` by meaning turns to a peer.
-        visible: whether it announces itself; False for a client that only asks and watches.
-        vectors: element type of the embeddings it publishes.
-        connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
-            so that a request sent while the agent reboots arrives.
-    """
-
-    heartbeat_s: float = 10.0
-    queue_size: int = 32
-    grace_s: float = 5.0
-    limit: int = MAX_PAYLOAD
-    match_threshold: float = 0.4
-    visible: bool = True
-    vectors: VectorType = "int8"
-    connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
-
-
-class Agent:
+class Agent(Declaration):
     """A device on the broker.
 
     Args:
@@ -81,79 +37,17 @@ class Agent:
         options: limits and intervals.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        description: str = "",
-        place: str | None = None,
-        hardware: dict[str, Any] | None = None,
-        firmware: str | None = None,
-        embedder: Embedder | None = None,
-        options: AgentOptions | None = None,
-    ) -> None:
-        self.name = check_agent(name)
-        self.description = description
-        self.place = place
-        self.hardware = {"machine": platform.machine(), "system": platform.system(), **(hardware or {})}
-        self.firmware = firmware
-        self.embedder = embedder
-        self.options = options or AgentOptions()
-        self.services: dict[str, Service] = {}
-        self.models: dict[str, dict[str, Any]] = {}
-        self.battery: float | None = None
-        self._loops: list[tuple[float, Callable[[], Awaitable[None]]]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._started = False
-
-    # Declaring
+    _life: Life | None = None
 
     def add(self, service: Service) -> Service:
         """Adds a service; before the agent starts.
 
         Raises:
-            TopicError: its name does not parse.
-            ConfigError: the name is taken on this agent, or a field of it is out of range.
+            ConfigError: its name does not parse or is taken on this agent, or a field of it is out of range.
         """
-        if self._started:
+        if self._life is not None:
             raise ConfigError(f"@{self.name}: add services before the agent starts")
-        if check_service(service.name) in self.services:
-            raise ConfigError(f"@{self.name} has a service {service.name} already")
-        try:
-            record_of(service, self.name, self.place, self.options.heartbeat_s)
-        except ValueError as error:
-            raise ConfigError(f"@{self.name}: the service {service.name} is not valid: {error}") from None
-        self.services[service.name] = service
-        return service
-
-    def service(
-        self, name: str, *, description: str = "", examples: Sequence[str] = (), concurrency: int = 1
-    ) -> Callable[[HandlerFunction], HandlerFunction]:
-        """Decorates a function that answers the requests to a service; see `Service.handle` for its forms."""
-
-        def decorate(handler: HandlerFunction) -> HandlerFunction:
-            text = description or (handler.__doc__ or "").strip()
-            self.add(
-                function_service(handler, name, description=text, examples=tuple(examples), concurrency=concurrency)
-            )
-            return handler
-
-        return decorate
-
-    def every(self, seconds: float) -> Callable[[Callable[[], Awaitable[None]]], Callable[[], Awaitable[None]]]:
-        """Decorates a coroutine function that runs at once and then every so many seconds while the agent runs."""
-
-        def decorate(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-            self._loops.append((seconds, work))
-            return work
-
-        return decorate
-
-    def describe_model(self, model: str, **facts: Any) -> None:
-        """Publishes facts under `slm/models/<model>/…` at every birth: architecture, quantization, context_length."""
-        for key in facts:
-            slm_topic("models", model, key)
-        self.models[model] = facts
+        return super().add(service)
 
     # Living
 
@@ -166,71 +60,52 @@ class Agent:
             patience_s: how long to wait for a broker that is not there yet; None for ever.
 
         Raises:
-            ConfigError: the URL does not parse.
+            ConfigError: the URL does not parse, or the agent is running already.
             ConnectError: the broker refuses, or is not there in time.
         """
-        self.transport, self.presence = self._connect_to(broker)
-        self.requester = Requester(self.transport, self.name, self.options.limit)
-        self.responder = Responder(self.transport, self.name, self.options.limit)
-        self.registry = Registry(self.transport, self.embedder)
-        self._following = False
-        ready = asyncio.Event()
-        await self.requester.start()
-        for service in self.services.values():
-            await self.responder.serve(
-                service.name,
-                adapt(service, self.name, ready),
-                concurrency=service.concurrency,
-                queue_size=self.options.queue_size,
-            )
-        if self.options.visible:
-            await self.presence.start()
+        if self._life is not None:
+            raise ConfigError(f"@{self.name} is running already")
+        self._life = Life(self, broker)
         try:
-            await self.transport.connect(patience_s=patience_s)
-            for service in self.services.values():
-                await self.presence.until(service.started())
-            ready.set()
-            if self.options.visible:
-                await self.presence.until(self.presence.announce())
+            await self._life.start(patience_s)
         except BaseException:
-            await self.presence.stop()
-            await self.transport.close()
+            self._life = None
             raise
-        self._started = True
-        if self.options.visible:
-            self._spawn(self._repeat(self.options.heartbeat_s, self._report_load))
-        for seconds, work in self._loops:
-            self._spawn(self._repeat(seconds, work))
 
     async def stop(self) -> None:
         """Finishes what is under way, clears the records, says `offline` and disconnects."""
-        if not self._started:
-            return
-        self._started = False
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        lost = self.presence.over.done()
-        await self.responder.stop(grace_s=0 if lost else self.options.grace_s)
-        for service in self.services.values():
-            await service.stopping()
-        await self.requester.stop()
-        await self.registry.stop()
-        if self.options.visible and not lost:
-            await self.presence.say_goodbye(record_topic(service, self.name) for service in self.services)
-        await self.presence.stop()
-        await self.transport.close()
+        if self._life is not None:
+            try:
+                await self._life.stop()
+            finally:
+                self._life = None
 
     @contextlib.asynccontextmanager
     async def running(
         self, broker: str | TransportFactory | None = None, *, patience_s: float | None = 0.0
     ) -> AsyncIterator[Agent]:
-        """Runs the agent for the time of an `async with` block."""
+        """Runs the agent for the time of an `async with` block.
+
+        Raises:
+            DuplicateAgent: another process came up under this name; the block was cancelled.
+        """
         await self.start(broker, patience_s=patience_s)
+        over = self.presence.over
         try:
-            yield self
+            async with asyncio.timeout(None) as block:
+                end_block = lambda _: block.reschedule(0)  # noqa: E731 - to be removed by name
+                over.add_done_callback(end_block)
+                try:
+                    yield self
+                finally:
+                    over.remove_done_callback(end_block)
+        except TimeoutError:
+            if not block.expired():
+                raise
         finally:
             await self.stop()
+        if not over.cancelled():
+            over.result()
 
     async def serve(self, broker: str | TransportFactory | None = None) -> None:
         """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly.
@@ -269,6 +144,25 @@ class Agent:
         """Says `sleeping`: the records stay, and requests wait at the broker up to their ttl."""
         await self.presence.say("sleeping")
 
+    async def wake(self) -> None:
+        """Says `online` again."""
+        await self.presence.say("online")
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to the broker."""
+        return self._running().transport
+
+    @property
+    def presence(self) -> Presence:
+        """The agent's status on the broker."""
+        return self._running().presence
+
+    @property
+    def registry(self) -> Registry:
+        """Who else is there; empty until `follow`."""
+        return self._running().registry
+
     # Sensing
 
     async def observe(
@@ -286,26 +180,12 @@ class Agent:
             text: the observation in words.
             values: numbers by name.
             units: their units by the same names.
+
+        Raises:
+            TopicError: the service is not under `data.gpt/`, or its name does not parse.
+            ConfigError: a value is not a finite number, or the agent is not running.
         """
-        topic = data_topic(service, self.name, "observation")
-        try:
-            observation = Observation(
-                id=secrets.token_hex(8),
-                agent=self.name,
-                service=service,
-                text=text,
-                values=values or {},
-                units=units or {},
-                place=self.place,
-                time_ms=time.time_ns() // 1_000_000,
-            )
-        except ValueError as error:
-            raise ConfigError(f"@{self.name}: the observation for {service} is not valid: {error}") from None
-        await self.transport.publish(typed(topic, observation, retain=True))
-        if self.embedder is not None and text:
-            vector = self.embedder.embed([text])[0].tolist()
-            await self.publish_embedding(service, vector, text=text, observation=observation.id)
-        return observation
+        return await self._running().senses.observe(service, text, values or {}, units or {})
 
     async def publish_embedding(
         self,
@@ -317,23 +197,7 @@ class Agent:
         observation: str | None = None,
     ) -> None:
         """Publishes an embedding as CBOR, QoS 0; `model` defaults to the embedder's name."""
-        name = model or (self.embedder.model if self.embedder is not None else None)
-        if name is None:
-            raise ConfigError(f"@{self.name}: an embedding names its model; pass model=")
-        embedding = Embedding(
-            agent=self.name,
-            service=service,
-            model=name,
-            vector=list(vector),
-            observation=observation,
-            text=text,
-            place=self.place,
-            time_ms=time.time_ns() // 1_000_000,
-        )
-        payload = encode(embedding, CBOR, vectors=self.options.vectors)
-        topic = data_topic(service, self.name, "embedding")
-        message = TransportMessage(topic, payload, qos=0, content_type=CBOR, type=embedding.type)
-        await self.transport.publish(message, bulk=True)
+        await self._running().senses.embed(service, vector, model, text, observation)
 
     # Asking
 
@@ -355,8 +219,8 @@ class Agent:
         Args:
             question: in words, or a map.
             service: a name, or an MQTT filter over names (`knowledge.gpt/medicine/#`); None chooses by meaning.
-            agent: which agent of the service; None takes the least loaded that is there, and tries up to two
-                more if it is busy or gone.
+            agent: whom to ask, also where the registry does not know it; None takes the least loaded that is
+                there, and tries up to two more if it is busy, has nothing on it, or vanishes.
             context: earlier results that the answer is to build on.
             ttl_s: seconds until the question is void.
             idle_s: seconds without a sign of life (parts count) after which to give up earlier.
@@ -366,114 +230,17 @@ class Agent:
         Raises:
             RequestError: nobody offers it (`no_capability`), or the answer is an error; DeadlineExceeded in time.
         """
-        deadline = asyncio.get_running_loop().time() + ttl_s
-        if agent is not None and service is not None:
-            targets = [(service, agent)]
-        else:
-            targets = await self._find(question, service, agent)
         fields |= {"context": list(context), "parameters": parameters or Parameters(), "stream": on_part is not None}
-        for last, (name, peer) in enumerate(targets, 1 - len(targets)):
-            left_ms = int(1000 * (deadline - asyncio.get_running_loop().time()))
-            request = self.requester.new_request(question, service=name, ttl_ms=max(1, left_ms), **fields)
-            try:
-                return await self.requester.ask(request_topic(name, peer), request, idle_s=idle_s, on_part=on_part)
-            except RequestError as error:
-                if last == 0 or error.code not in _TRY_ANOTHER:
-                    raise
-                _log.info("@%s does not answer (%s); trying another", peer, error)
-        raise AssertionError("unreachable: targets is never empty")
+        return await self._running().peers.ask(question, service, agent, Limits(ttl_s, idle_s, on_part), fields)
 
     async def follow(self) -> Registry:
         """The live registry, followed from the first call on."""
-        if not self._following:
-            self._following = True
-            await self.registry.start()
-            await self.registry.settle()
-        return self.registry
+        return await self._running().peers.follow()
 
-    async def _find(
-        self, question: str | dict[str, Any], service: str | None, agent: str | None
-    ) -> list[tuple[str, str]]:
-        registry = await self.follow()
-        if service is not None:
-            offers = [offer for offer in registry.offers(service) if offer.agent.name != self.name]
-            wanted = service
-        else:
-            text = question if isinstance(question, str) else str(question.get("text", question))
-            ranked = [m for m in registry.nearest(text) if m.offer.agent.name not in (self.name,)]
-            if agent is not None:
-                ranked = [m for m in ranked if m.offer.agent.name == agent]
-            offers = [m.offer for m in ranked if m.score >= self.options.match_threshold]
-            wanted = (
-                f"this question (closest: {ranked[0].offer.record.service}, {ranked[0].score:.2f})" if ranked else "it"
-            )
-        if not offers:
-            raise RequestError("no_capability", f"no agent that is online offers {wanted}")
-        return [(offer.record.service, offer.agent.name) for offer in offers[:3]]
-
-    # Announcing
-
-    def _connect_to(self, broker: str | TransportFactory | None) -> tuple[Transport, Presence]:
-        presence = Presence(self.name, self._descriptions)
-        if callable(broker):
-            transport = broker(self.name, presence.will)
-        else:
-            will, options = presence.will if self.options.visible else None, self.options.connection
-            transport = MqttTransport(BrokerAddress.parse(broker), self.name, will=will, options=options)
-        presence.transport = transport
-        return transport, presence
-
-    def _descriptions(self) -> Iterator[TransportMessage]:
-        """What others are to know of this agent, to be retained: profile, models, service records."""
-        profile = Profile(
-            agent=self.name,
-            description=self.description,
-            hardware=self.hardware,
-            firmware=self.firmware,
-            place=self.place,
-            services=list(self.services),
-        )
-        yield typed(agent_topic(self.name, "profile"), profile, retain=True)
-        for model, facts in self.models.items():
-            for key, value in facts.items():
-                yield TransportMessage(slm_topic("models", model, key), str(value).encode(), retain=True)
-        for service in self.services.values():
-            record = record_of(service, self.name, self.place, self.options.heartbeat_s)
-            yield typed(record_topic(service.name, self.name), record, retain=True)
-
-    def _load(self) -> Load:
-        stats = [entry.stats for entry in self.responder.services.values()]
-        return Load(
-            agent=self.name,
-            running=sum(s.running for s in stats),
-            queued=sum(s.queued for s in stats),
-            slots=max(1, sum(s.slots for s in stats)),
-            completed=sum(s.completed for s in stats),
-            failed=sum(s.failed for s in stats),
-            rejected=self.responder.rejected,
-            last_rejection=self.responder.last_rejection,
-            battery=self.battery,
-            heartbeat_s=self.options.heartbeat_s,
-            time_ms=time.time_ns() // 1_000_000,
-        )
-
-    # Running things
-
-    async def _report_load(self) -> None:
-        await self.transport.publish(typed(agent_topic(self.name, "load"), self._load(), retain=True, qos=0))
-
-    async def _repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await work()
-            except Exception as error:
-                _log.error("@%s: %s failed: %s", self.name, getattr(work, "__name__", work), error, exc_info=error)
-            await asyncio.sleep(seconds)
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _running(self) -> Life:
+        if self._life is None:
+            raise ConfigError(f"@{self.name} is not running: start it first, e.g. `async with agent.running():`")
+        return self._life
 
 
 def _handle_signal(loop: asyncio.AbstractEventLoop, number: int, stop: asyncio.Event) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -24,6 +26,9 @@ M = TypeVar("M", bound=Message)
 _SELF_DESCRIBED = 55799
 _CBOR_MAGIC = b"\xd9\xd9\xf7"
 _MAX_DEPTH = 32
+# Everything else that cbor2 would turn into objects of Python (dates, patterns, decimals of any size) stays a tag,
+# which validation refuses where it matters and ignores where the field is unknown.
+_OPAQUE_TAGS = (0, 1, 2, 3, 4, 5, 25, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000)
 # RFC 8746, section 2: tag -> struct format of one element. We write little-endian, we read both.
 _TYPED_ARRAYS = {64: "<B", 72: "<b", 80: ">e", 81: ">f", 82: ">d", 84: "<e", 85: "<f", 86: "<d"}
 _TAG_OF: dict[VectorType, int] = {"float32": 85, "float16": 84, "int8": 72}
@@ -36,7 +41,19 @@ def encode(message: Message, content_type: ContentType = JSON, *, vectors: Vecto
         message: any of `mqttcollab.messages`.
         content_type: JSON (vectors become lists of numbers) or CBOR (vectors become typed arrays).
         vectors: the element type of CBOR vectors; int8 adds a `scale` (value = element * scale).
+
+    Raises:
+        MessageError: it holds what can't be encoded, or a vector does not fit.
     """
+    try:
+        return _encode(message, content_type, vectors)
+    except (ValueError, TypeError, RecursionError, cbor2.CBOREncodeError) as error:
+        if isinstance(error, MessageError):
+            raise
+        raise MessageError(f"{message.type}: it can't be encoded: {error}") from None
+
+
+def _encode(message: Message, content_type: ContentType, vectors: VectorType) -> bytes:
     if content_type == JSON:
         body = message.__pydantic_serializer__.to_json(message, exclude_defaults=True)
         head = b"".join(text for name, value, text in _defaults(type(message)) if getattr(message, name) == value)
@@ -82,6 +99,11 @@ def decode(kind: type[M], payload: bytes, *, sent_type: str | None = None, limit
     return message
 
 
+def content_type_of(payload: bytes) -> ContentType:
+    """What a payload is by its first bytes."""
+    return CBOR if payload[:3] == _CBOR_MAGIC else JSON
+
+
 def decode_map(payload: bytes, *, limit: int = MAX_PAYLOAD) -> dict[str, Any]:
     """Decodes any JSON or CBOR map without validating it as a message; raises MessageError or TooLarge."""
     if len(payload) > limit:
@@ -119,7 +141,9 @@ def _pack_vector(values: list[float], kind: VectorType) -> tuple[cbor2.CBORTag, 
     scale = None
     numbers: list[Any] = values
     if kind == "int8":
-        scale = max(map(abs, values)) / 127 or 1.0
+        scale = max(map(abs, values)) / 127
+        if scale < sys.float_info.min:  # too small to divide by
+            scale = 1.0
         numbers = [round(v / scale) for v in values]
     tag = _TAG_OF[kind]
     try:
@@ -130,28 +154,41 @@ def _pack_vector(values: list[float], kind: VectorType) -> tuple[cbor2.CBORTag, 
 
 def _load_cbor(payload: bytes) -> dict[str, Any]:
     try:
-        content = cbor2.loads(payload[len(_CBOR_MAGIC) :], tag_hook=_unpack_tag, max_depth=_MAX_DEPTH)
-    except MessageError:
-        raise
+        content = cbor2.loads(
+            payload[len(_CBOR_MAGIC) :], tag_hook=_unpack_tag, semantic_decoders=_DECODERS, max_depth=_MAX_DEPTH
+        )
     except Exception as error:
-        raise MessageError(f"the payload is no valid CBOR: {error}") from None
+        cause = error.__cause__ if isinstance(error.__cause__, MessageError) else error
+        raise MessageError(f"the payload is no valid CBOR: {cause}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise MessageError("the CBOR payload is not a map with text keys")
     scale = content.get("scale")
     for field in ("vector", "centroid"):
-        if isinstance(scale, float) and isinstance(content.get(field), list):
-            content[field] = [v * scale for v in content[field]]
+        if isinstance(scale, int | float) and isinstance(content.get(field), list):
+            content[field] = [v * scale if isinstance(v, int | float) else v for v in content[field]]
     return content
 
 
 def _unpack_tag(tag: cbor2.CBORTag, _immutable: bool) -> Any:
     element = _TYPED_ARRAYS.get(tag.tag)
     if element is None:
-        return tag  # validation refuses it where it matters, and ignores it where the field is unknown
+        return tag
     size = struct.calcsize(element)
     if not isinstance(tag.value, bytes) or len(tag.value) % size:
         raise MessageError(f"typed array (tag {tag.tag}) is not a byte string of {size}-byte elements")
     return list(struct.unpack(f"{element[0]}{len(tag.value) // size}{element[1]}", tag.value))
+
+
+def _refuse_sharing(_value: Any, _immutable: bool) -> Any:
+    # A few bytes of shared values unfold to gigabytes, or to a list that holds itself.
+    raise MessageError("shared values (tags 28 and 29) are not understood")
+
+
+def _keep_tag(number: int) -> Callable[[Any, bool], cbor2.CBORTag]:
+    return lambda value, _immutable: cbor2.CBORTag(number, value)
+
+
+_DECODERS = {number: _keep_tag(number) for number in _OPAQUE_TAGS} | dict.fromkeys((28, 29), _refuse_sharing)
 
 
 def _wrong_type(got: str, wanted: str | None) -> MessageError:
@@ -168,9 +205,15 @@ def _explain(error: ValidationError, payload: bytes, wanted: str) -> MessageErro
     if first["type"] == "json_invalid":
         return MessageError(f"{wanted}: not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     if first["loc"] == ("type",):
-        got = decode_map(payload).get("type")
+        got = decode_map(payload, limit=len(payload)).get("type")
         if isinstance(got, str):
             return _wrong_type(got, wanted)
+    return MessageError(f"{wanted}: {first_error(error)}")
+
+
+def first_error(error: ValidationError) -> str:
+    """The first complaint of pydantic's in one line: where, and what is wrong; and how many there are beside it."""
+    first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(level) for level in first["loc"]) or "the payload"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return MessageError(f"{wanted}: {where}: {first['msg'].removeprefix('Value error, ')}{more}")
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"

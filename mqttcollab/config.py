@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,24 +53,25 @@ class BrokerAddress:
             ConfigError: it is no such URL.
         """
         text = url or os.environ.get(BROKER_VARIABLE) or DEFAULT_BROKER
+        shown = f"broker URL {re.sub('//.*@', '//…@', text)!r}"  # no password in a message
         try:
             parts = urlsplit(text)
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"broker URL {text!r} does not parse: {error}") from None
+            raise ConfigError(f"{shown} does not parse: {error}") from None
         if parts.scheme not in _PORTS or not parts.hostname:
-            raise ConfigError(
-                f"broker URL {text!r}: expected mqtt://, mqtts://, ws:// or wss:// and a host, e.g. {DEFAULT_BROKER}"
-            )
+            raise ConfigError(f"{shown}: expected mqtt://, mqtts://, ws:// or wss:// and a host, e.g. {DEFAULT_BROKER}")
+        if port == 0:
+            raise ConfigError(f"{shown}: port 0 does not exist; use one from 1 to 65535")
         options = dict(parse_qsl(parts.query))
         for name in options:
             if name not in _OPTIONS:
-                raise ConfigError(f"broker URL {text!r}: unknown option {name!r}; known: {', '.join(_OPTIONS)}")
+                raise ConfigError(f"{shown}: unknown option {name!r}; known: {', '.join(_OPTIONS)}")
         if options.get("version", "auto") not in ("auto", "5", "3.1.1"):
-            raise ConfigError(f"broker URL {text!r}: version is {options['version']!r}; use auto, 5 or 3.1.1")
+            raise ConfigError(f"{shown}: version is {options['version']!r}; use auto, 5 or 3.1.1")
         for name in ("ca", "cert", "key"):
-            if name in options and not Path(options[name]).is_file():
-                raise ConfigError(f"broker URL {text!r}: the {name} file {options[name]!r} does not exist")
+            if name in options and not os.path.isfile(options[name]):  # noqa: PTH113 - Path raises for some names
+                raise ConfigError(f"{shown}: the {name} file {options[name]!r} does not exist")
         return cls(
             parts.scheme,
             parts.hostname,

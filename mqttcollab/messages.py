@@ -7,6 +7,7 @@ sender's own clock (Unix epoch) and are never compared between devices.
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -26,12 +27,37 @@ def check_reply_topic(topic: str) -> str:
     return topic
 
 
+def check_plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a map that JSON can hold, else raises ValueError: no NaN, no bytes, no CBOR tags, no keys but text."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"the key {str(key)[:80]!r} is no text")
+        _check_value(key, value)
+    return content
+
+
+def _check_value(key: str, value: Any) -> None:
+    if value is None or isinstance(value, str | int):
+        return
+    if isinstance(value, float) and math.isfinite(value):
+        return
+    if isinstance(value, dict):
+        check_plain(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_value(key, item)
+    else:
+        what = value if isinstance(value, float) else type(value).__name__
+        raise ValueError(f"{key[:80]!r} is {what}, which JSON can't hold")
+
+
 AgentName = Annotated[str, AfterValidator(check_agent)]
 ServiceName = Annotated[str, AfterValidator(check_service)]
 RequestId = Annotated[str, AfterValidator(check_id)]
 ReplyTopic = Annotated[str, AfterValidator(check_reply_topic)]
 Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIMENSION)]
 Count = Annotated[int, Field(ge=0)]
+Plain = Annotated[dict[str, Any], AfterValidator(check_plain)]
 
 
 class Part(BaseModel):
@@ -77,7 +103,7 @@ class ContextItem(Part):
     text: str
     agent: str | None = None
     service: str | None = None
-    data: dict[str, Any] | None = None
+    data: Plain | None = None
 
 
 class Usage(Part):
@@ -127,7 +153,7 @@ class Request(Message):
     reply_to: ReplyTopic
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] = 30_000
     service: ServiceName | None = None
-    input: str | dict[str, Any]
+    input: str | Plain
     context: list[ContextItem] = Field(default_factory=list)
     parameters: Parameters = Field(default_factory=Parameters)
     stream: bool = False
@@ -158,7 +184,7 @@ class Reply(Message):
     last: bool = True
     status: Literal["ok", "partial", "error"] = "ok"
     output: str | None = None
-    data: dict[str, Any] | None = None
+    data: Plain | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     agent: str | None = None
     service: str | None = None
@@ -206,7 +232,7 @@ class Profile(Message):
     type: Literal["mqttcollab.profile.v1"] = "mqttcollab.profile.v1"
     agent: AgentName
     description: str = ""
-    hardware: dict[str, Any] = {}
+    hardware: Plain = {}
     firmware: str | None = None
     place: str | None = None
     services: list[str] = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Literal
 
 from mqttcollab.codec import JSON, encode
 from mqttcollab.errors import DuplicateAgent, MqttCollabError, TopicError, TransportError
 from mqttcollab.messages import Message
-from mqttcollab.topics import agent_topic, parse_status
+from mqttcollab.topics import Status, agent_topic, parse_status, record_filters
 from mqttcollab.transport.base import Transport, TransportMessage
 
 
@@ -20,6 +20,7 @@ class Presence:
 
     Args:
         name: the agent.
+        records: the topics of its service records.
         descriptions: makes the retained messages that describe it; called at every (re)connection, since a
             broker may have forgotten them.
 
@@ -31,14 +32,18 @@ class Presence:
 
     transport: Transport
 
-    def __init__(self, name: str, descriptions: Callable[[], Iterable[TransportMessage]]) -> None:
+    def __init__(
+        self, name: str, records: Collection[str], descriptions: Callable[[], Iterable[TransportMessage]]
+    ) -> None:
         self.name = name
         self.epoch = time.time_ns() // 1_000_000
         self.born = False
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._records = frozenset(records)
         self._descriptions = descriptions
         self._topic = agent_topic(name, "status")
         self._state: Literal["online", "sleeping", "offline"] = "online"
+        self._connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -46,10 +51,12 @@ class Presence:
         """What the broker says if the agent vanishes. The epoch tells it from a later life's."""
         return TransportMessage(self._topic, f"offline {self.epoch}".encode(), retain=True)
 
-    async def start(self) -> None:
-        """Registers with the transport; before it connects."""
-        await self.transport.subscribe(self._topic, self._on_own_status)
-        self.transport.on_connected(self._announce_again)
+    async def start(self, *, visible: bool = True) -> None:
+        """Registers with the transport, before it connects; one that is not `visible` will not be announced."""
+        self.transport.on_connected(self._on_connected)
+        if visible:
+            await self.transport.subscribe(self._topic, self._on_own_status)
+            await self.transport.subscribe(record_filters(self.name), self._on_own_record)
 
     async def stop(self) -> None:
         """Ends what runs in the background."""
@@ -73,29 +80,42 @@ class Presence:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def say(self, state: Literal["online", "sleeping", "offline"]) -> None:
-        """Publishes the status."""
-        self._state = state
-        await self.transport.publish(TransportMessage(self._topic, f"{state} {self.epoch}".encode(), retain=True))
-
-    async def say_goodbye(self, records: Iterable[str]) -> None:
-        """Clears the retained records and the load, then says `offline`; gives up after 2 s without a broker."""
-        with contextlib.suppress(TransportError, TimeoutError):
-            async with asyncio.timeout(2):
-                for topic in (*records, agent_topic(self.name, "load")):
-                    await self.transport.publish(TransportMessage(topic, b"", retain=True))
-                await self.say("offline")
-
     async def announce(self) -> None:
         """Birth: what describes the agent, then `online`. Raises MqttCollabError if the broker refuses a part."""
-        for message in self._descriptions():
-            await self.transport.publish(message)
-        await self.say(self._state)
+        connection = -1
+        while connection != self._connections:  # what went to the connection before may be forgotten
+            connection = self._connections
+            for message in self._descriptions():
+                await self.transport.publish(message)
+            await self._say_state()
         self.born = True
 
-    async def _announce_again(self) -> None:
-        if not self.born:
+    async def say(self, state: Literal["online", "sleeping"]) -> None:
+        """Publishes another status, now and after every reconnection."""
+        self._state = state
+        await self._say_state()
+
+    async def say_goodbye(self) -> None:
+        """Clears the retained records and the load, then says `offline`; gives up after 2 s without a broker."""
+        self._state = "offline"
+        with contextlib.suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(2):
+                for topic in (*self._records, agent_topic(self.name, "load")):
+                    await self._clear(topic)
+                await self._say_state()
+
+    async def _say_state(self) -> None:
+        status = f"{self._state} {self.epoch}".encode()
+        await self.transport.publish(TransportMessage(self._topic, status, retain=True))
+
+    async def _clear(self, topic: str) -> None:
+        await self.transport.publish(TransportMessage(topic, b"", retain=True))
+
+    async def _on_connected(self) -> None:
+        self._connections += 1
+        if self._connections == 1:
             self._spawn(self._watch())
+        if not self.born or self._state == "offline":
             return
         try:
             await self.announce()
@@ -109,15 +129,22 @@ class Presence:
             self._end(self._superseded())
 
     def _on_own_status(self, message: TransportMessage) -> None:
+        if not self.born:
+            return  # what stands there is from a life before, with an epoch by whatever the clock said then
         try:
             status = parse_status(message.payload)
         except TopicError:
             status = None
-        if status is not None and status.epoch > self.epoch:
+        if status is not None and status.state != "offline" and status.epoch > self.epoch:
             self._end(self._superseded())
-        elif self.born and self._state != "offline" and (status is None or status.state == "offline"):
-            # A will that came late, or somebody who cleared it: say again that we are here.
-            self._spawn(self.say(self._state))
+        elif status != Status(self._state, self.epoch) and self._state != "offline":
+            # A will that came late, an older agent of this name, or somebody who cleared it.
+            self._spawn(self._say_state())
+
+    def _on_own_record(self, message: TransportMessage) -> None:
+        if message.payload and message.topic not in self._records:
+            # From a life before, which offered more and ended without a goodbye.
+            self._spawn(self._clear(message.topic))
 
     def _superseded(self) -> DuplicateAgent:
         return DuplicateAgent(
@@ -129,8 +156,12 @@ class Presence:
             self.over.set_exception(error)
             self._spawn(self.transport.close())  # at once, or the two would take the connection from each other
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            with contextlib.suppress(TransportError):  # what it was to put right comes again with the next connection
+                await work
+
+        task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

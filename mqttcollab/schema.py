@@ -6,7 +6,7 @@ A schema describes the JSON form. CBOR carries the same map, with typed arrays f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -39,12 +39,18 @@ def schema_of(kind: type[Message]) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """pydantic's generator, with the patterns of names, and without titles that only repeat a field's name."""
+    """pydantic's generator, with patterns of names and all defaults, without titles that only repeat a field's name."""
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:
         """Adds the pattern that the function checks."""
         pattern = _PATTERNS.get(schema["function"]["function"])
         return super().function_after_schema(schema) | ({"pattern": f"^(?:{pattern})$"} if pattern else {})
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Adds the defaults that a factory makes."""
+        if "default_factory" in schema:
+            schema = {**schema, "default": cast(Callable[[], Any], schema["default_factory"])()}
+        return super().default_schema(schema)
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Never."""

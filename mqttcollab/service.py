@@ -9,8 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
+
+from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Usage
-from mqttcollab.rpc.responder import PartSender, RequestHandler
+from mqttcollab.rpc.job import PartSender, RequestHandler
+from mqttcollab.threads import Threads
 
 
 @dataclass(slots=True)
@@ -77,23 +81,39 @@ class Service(ABC):
 
 
 def record_of(service: Service, agent: str, place: str | None, heartbeat_s: float) -> ServiceRecord:
-    """The record that announces a service; raises ValueError (pydantic's) where a field is out of range."""
-    return ServiceRecord(
-        agent=agent,
-        service=service.name,
-        description=service.description,
-        examples=list(service.examples),
-        concurrency=service.concurrency,
-        model=service.model,
-        price_usd=service.price_usd,
-        place=place,
-        heartbeat_s=heartbeat_s,
-    )
+    """The record that announces a service; raises ConfigError where a field is missing or out of range."""
+    name = getattr(service, "name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"@{agent}: {type(service).__name__} has no name: set `name`, e.g. 'data.gpt/weather'")
+    if isinstance(service.examples, str):
+        raise ConfigError(f"@{agent}: the examples of {name} are a string; pass a list of questions")
+    try:
+        return ServiceRecord(
+            agent=agent,
+            service=name,
+            description=service.description,
+            examples=list(service.examples),
+            concurrency=service.concurrency,
+            model=service.model,
+            price_usd=service.price_usd,
+            place=place,
+            heartbeat_s=heartbeat_s,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"@{agent}: the service {name} is not valid: {first_line(error)}") from None
+
+
+def first_line(error: ValidationError) -> str:
+    """The first of the things that are wrong, in one line: which field, and what is wrong with it."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(level) for level in first["loc"])
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> Service:
     """A service whose `handle` is a function."""
-    cls = type(handler.__name__, (Service,), {"name": name, "handle": staticmethod(handler), **attributes})
+    kind = getattr(handler, "__name__", type(handler).__name__)
+    cls = type(kind, (Service,), {"name": name, "handle": staticmethod(handler), **attributes})
     service = cls()
     assert isinstance(service, Service)
     return service
@@ -101,21 +121,23 @@ def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> 
 
 def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
     """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`."""
+    threads = Threads(service.name, service.concurrency)
 
     async def handle(request: Request, send_part: PartSender) -> Reply:
         await ready.wait()
-        return _reply(request, await _result(service, request, send_part), agent, service.name)
+        return _reply(request, await _result(service, request, send_part, threads), agent, service.name)
 
     return handle
 
 
-async def _result(service: Service, request: Request, send_part: PartSender) -> Result:
+async def _result(service: Service, request: Request, send_part: PartSender, threads: Threads) -> Result:
+    result: Any
     if not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle)):
-        result = await asyncio.to_thread(service.handle, request)
+        result = await threads.run(service.handle, request)
     else:
         result = service.handle(request)
     if isinstance(result, AsyncIterator):
-        return await _collect(result, request, send_part)
+        return await _collect(service.name, result, request, send_part)
     if inspect.isawaitable(result):
         result = await result
     if not isinstance(result, str | Answer):
@@ -123,18 +145,21 @@ async def _result(service: Service, request: Request, send_part: PartSender) -> 
     return result
 
 
-async def _collect(parts: AsyncIterator[Part], request: Request, send_part: PartSender) -> Result:
+async def _collect(name: str, parts: AsyncIterator[Part], request: Request, send_part: PartSender) -> Result:
     pieces: list[str] = []
     try:
         async for part in parts:
             if isinstance(part, Answer):
                 return part
+            if not isinstance(part, str | Step | None):
+                raise TypeError(f"{name}: handle yielded {type(part).__name__}; expected str, Step, Answer or None")
             if isinstance(part, str):
                 pieces.append(part)
             if request.stream:
                 await (send_part(None, [part]) if isinstance(part, Step) else send_part(part, []))
     finally:
-        await parts.aclose()  # type: ignore[attr-defined]
+        if inspect.isasyncgen(parts):
+            await parts.aclose()
     return "".join(pieces)
 
 

@@ -125,7 +125,9 @@ def agent_topic(agent: str, leaf: Literal["status", "profile", "load"]) -> str:
 
 def slm_topic(category: str, name: str, key: str) -> str:
     """A key of the Capability Metadata Store, `slm/<category>/<name>/<key>`."""
-    return "/".join(("slm", category, _check_key(name, "key"), *(_check_key(k, "key") for k in key.split("/"))))
+    topic = "/".join(("slm", _check_key(category, "category"), _check_key(name, "key"), key))
+    parse(topic)
+    return topic
 
 
 def record_filters(agent: str) -> list[str]:
@@ -149,7 +151,7 @@ def parse(topic: str) -> Topic:
         return Topic("reply", agent=check_agent(levels[1][1:]), leaf=check_id(levels[2]))
     if levels[0] == "slm" and len(levels) > 2:
         if levels[1] != "agents":
-            return Topic("slm", leaf="/".join(levels[1:]))
+            return Topic("slm", leaf="/".join(_check_key(level, "key") for level in levels[1:]))
         if len(levels) == 4 and levels[2].startswith("@") and levels[3] in ("status", "profile", "load"):
             return Topic(levels[3], agent=check_agent(levels[2][1:]))  # type: ignore[arg-type]
     raise TopicError(f"topic {_show(topic)} is none of the protocol's: see topics.md")

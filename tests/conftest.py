@@ -7,11 +7,14 @@ import inspect
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import pytest
 from blockbuster import BlockBuster
+from harness import Setup, running, set_up
+from hypothesis import settings
 
-from mqttcollab.broker import Broker, BrokerKind
+from mqttcollab.broker import Broker, BrokerKind, find_broker
 from mqttcollab.errors import BrokerError
 from mqttcollab.transport.memory import MemoryBroker
 
@@ -20,6 +23,21 @@ _ASYNCIO_THREADS = re.compile(r"asyncio_\d+|waitpid-\d+")
 _THREAD_PATIENCE_S = 2.0
 # Where it is asked whether a certificate or a model file exists, while nothing is served yet.
 _ONCE_AT_START = (("mqttcollab/config.py", "parse"), ("mqttcollab/runtimes/config.py", "default_model_path"))
+
+# Without a deadline: the machine that runs the tests may be busy.
+settings.register_profile("mqttcollab", deadline=None, max_examples=50)
+settings.load_profile("mqttcollab")
+
+
+def _missing() -> Iterator[tuple[str, str]]:
+    for kind in ("mosquitto", "nats"):
+        try:
+            find_broker(cast(BrokerKind, kind))
+        except BrokerError as error:
+            yield kind, str(error)
+
+
+_MISSING = dict(_missing())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,15 +89,17 @@ def _timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
 
 @pytest.fixture
 async def mosquitto() -> AsyncIterator[Broker]:
-    """A Mosquitto of the test's own on free ports (it takes about 30 ms)."""
-    async for broker in _running("mosquitto"):
+    """A Mosquitto of the test's own."""
+    _skip_without("mosquitto")
+    async with running("mosquitto") as broker:
         yield broker
 
 
 @pytest.fixture
 async def nats() -> AsyncIterator[Broker]:
-    """A nats-server of the test's own on free ports."""
-    async for broker in _running("nats"):
+    """A nats-server of the test's own."""
+    _skip_without("nats")
+    async with running("nats") as broker:
         yield broker
 
 
@@ -89,14 +109,14 @@ def memory_broker() -> MemoryBroker:
     return MemoryBroker()
 
 
-async def _running(kind: BrokerKind) -> AsyncIterator[Broker]:
-    broker = Broker(kind)
-    try:
-        await broker.start()
-    except BrokerError as error:
-        if str(error).startswith("no "):
-            pytest.skip(str(error))
-        raise
-    yield broker
-    await broker.kill()  # nothing of it is kept, and a clean end takes Mosquitto 0.3 s
-    await broker.stop()
+@pytest.fixture(params=["memory", "mosquitto-5", "mosquitto-3.1.1", "nats-3.1.1"])
+async def setup(request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
+    """Each of the four set-ups in turn."""
+    _skip_without(request.param.partition("-")[0])
+    async with set_up(request.param) as setup:
+        yield setup
+
+
+def _skip_without(kind: str) -> None:
+    if kind in _MISSING:
+        pytest.skip(_MISSING[kind])

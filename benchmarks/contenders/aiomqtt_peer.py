@@ -64,7 +64,8 @@ async def asking(url: str) -> AsyncIterator[Ask]:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.ResponseTopic = REPLIES
             properties.CorrelationData = correlation
-            waiting[correlation] = reply = loop.create_future()
+            reply: asyncio.Future[bytes] = loop.create_future()
+            waiting[correlation] = reply
             await client.publish(TOPIC, payload, qos=1, properties=properties)
             return await reply
 

@@ -28,16 +28,15 @@ TOPIC = "bench/bare-paho/request"
 async def connect(url: str, client_id: str) -> paho.Client:
     """A connected client whose reads and writes run on the event loop."""
     loop = asyncio.get_running_loop()
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
-    )
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
     client.max_inflight_messages_set(0)
     connected = loop.create_future()
-    client.on_connect = lambda *_: connected.set_result(None)
-    client.on_socket_open = lambda c, _u, sock: loop.add_reader(sock, c.loop_read)
-    client.on_socket_close = lambda _c, _u, sock: loop.remove_reader(sock)
-    client.on_socket_register_write = lambda c, _u, sock: loop.add_writer(sock, c.loop_write)
-    client.on_socket_unregister_write = lambda _c, _u, sock: loop.remove_writer(sock)
+    hooks: Any = client  # its annotations want callbacks that return None
+    hooks.on_connect = lambda *_: connected.set_result(None)
+    hooks.on_socket_open = lambda c, _u, sock: loop.add_reader(sock, c.loop_read)
+    hooks.on_socket_close = lambda _c, _u, sock: loop.remove_reader(sock)
+    hooks.on_socket_register_write = lambda c, _u, sock: loop.add_writer(sock, c.loop_write)
+    hooks.on_socket_unregister_write = lambda _c, _u, sock: loop.remove_writer(sock)
     address = urlsplit(url)
     client.connect(address.hostname or "", address.port or 1883)
     client.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
@@ -76,7 +75,7 @@ async def asking(url: str) -> AsyncIterator[Ask]:
     numbers = itertools.count()
 
     def replied(_client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
-        waiting.pop(message.properties.CorrelationData).set_result(message.payload)  # type: ignore[union-attr]
+        waiting.pop(message.properties.CorrelationData).set_result(bytes(message.payload))  # type: ignore[union-attr]
 
     client.on_message = replied
     await subscribe(client, "bench/bare-paho/reply")
@@ -87,7 +86,8 @@ async def asking(url: str) -> AsyncIterator[Ask]:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ResponseTopic = "bench/bare-paho/reply"
         properties.CorrelationData = correlation
-        waiting[correlation] = reply = loop.create_future()
+        reply: asyncio.Future[bytes] = loop.create_future()
+        waiting[correlation] = reply
         client.publish(TOPIC, payload, 1, False, properties)
         return await reply
 

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
-    """Runs `mqttcollab`; errors end in one line and exit code 1, Ctrl-C in 130."""
-    from mqttcollab.errors import MqttCollabError
+    """Runs `mqttcollab`; an error ends in one line and exit code 1, Ctrl-C in 130, SIGTERM in 143."""
+    from mqttcollab.errors import ConnectError, MqttCollabError
 
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know ASCII only
+    try:
+        _app()(prog_name="mqttcollab")
+    except ConnectError as error:
+        hint = "" if error.refused else "; start one with `mqttcollab broker`, or name another with --broker"
+        sys.exit(f"error: {error}{hint}")
+    except MqttCollabError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        _nobody_reads()
+    except OSError as error:  # a full disk, no more processes …
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _app() -> Callable[..., None]:
     try:
         from mqttcollab.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"mqttcollab: the command line needs {error.name}: pip install 'mqttcollab[cli]'")
-    try:
-        app()
-    except MqttCollabError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone (`| head`): nothing to say, and nobody to say it to
-        sys.exit(1)
+        sys.exit(f"error: the command line needs {error.name}: pip install 'mqttcollab[cli]'")
+    return app
+
+
+def _nobody_reads() -> None:
+    """The reader of our output has gone (`| head`): nothing to say, and nobody to say it to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    sys.exit(1)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.table import Table
 
-from mqttcollab.cli.show import client, console, errors, print_json
-from mqttcollab.cms.registry import AgentView, Registry
+from mqttcollab.cli.client import running_client
+from mqttcollab.cli.show import clean, console, print_json, safe, warn
+from mqttcollab.cms.registry import AgentView, Change, Registry
+
+_TABLE_WIDTH = 79
+_PLACE_WIDTH = 100
+_MOST_PROBLEMS = 10
+_VERBS = {"record": "offers", "record_gone": "withdrew", "model": "model"}
 
 
 async def show_agents(broker: str | None, *, watch: bool, as_json: bool) -> None:
     """Prints who is there; with `watch`, then what changes, until it is interrupted."""
-    me = client(broker)
-    async with me.running(broker):
+    async with running_client(broker) as me:
         registry = await me.follow()
         show_now(registry, as_json=as_json)
         seen = registry.version
@@ -23,27 +29,30 @@ async def show_agents(broker: str | None, *, watch: bool, as_json: bool) -> None
                 if as_json:
                     print_json(change._asdict())
                 else:
-                    console.print(f"{change.kind:12} {'@' + change.agent if change.agent else ''} {change.service}")
+                    console.print(_change_line(change), markup=False)
             seen = registry.version
 
 
 def show_now(registry: Registry, *, as_json: bool) -> None:
-    """Prints the present state."""
+    """Prints the present state, and on standard error which retained messages are not valid."""
     views = registry.present()
     if as_json:
         print_json([describe(view) for view in views])
     elif not views:
         console.print("No agent is online.")
-    elif console.is_terminal:
-        table = Table("agent", "status", "place", "service", "slots", "running", "queued", "done", box=None)
+    elif not console.is_terminal:
         for row in _rows(views):
-            table.add_row(*row)
-        console.print(table)
+            console.print("\t".join(clean(cell) for cell in row), markup=False)
+    elif console.width < _TABLE_WIDTH:
+        for name, status, service, running, queued, _done, place in _rows(views):
+            console.print(f"[bold]{safe(name)}[/] {safe(service)}")
+            console.print(f"  {status}, {running} running, {queued} queued, {safe(place)}")
     else:
-        for row in _rows(views):
-            console.print("\t".join(row))
-    for topic, problem in registry.problems.items():
-        errors.print(f"[yellow]not valid:[/] {topic}: {problem}")
+        console.print(_table(views))
+    for topic, problem in list(registry.problems.items())[:_MOST_PROBLEMS]:
+        warn(f"not valid: {topic}: {problem}")
+    if len(registry.problems) > _MOST_PROBLEMS:
+        warn(f"… and {len(registry.problems) - _MOST_PROBLEMS} more that are not valid")
 
 
 def describe(view: AgentView) -> dict[str, Any]:
@@ -59,17 +68,35 @@ def describe(view: AgentView) -> dict[str, Any]:
     }
 
 
+def _table(views: list[AgentView]) -> Table:
+    columns = ("agent", "status", "service", "running", "queued", "done", "place")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = len(columns) if console.width >= _PLACE_WIDTH else len(columns) - 1
+    for name in columns[:shown]:
+        table.add_column(name, no_wrap=True, justify="right" if name in ("running", "queued", "done") else "left")
+    before = ""
+    for row in _rows(views):
+        cells = [safe(cell) for cell in row[:shown]]
+        table.add_row(*(["", *cells[1:]] if row[0] == before else cells))
+        before = row[0]
+    return table
+
+
 def _rows(views: list[AgentView]) -> list[tuple[str, ...]]:
+    """A row per service: agent, status, service, running of its agent's slots, queued, done, place."""
     rows = []
     for view in views:
         load = view.load
-        numbers = ("-",) * 4 if load is None else (load.slots, load.running, load.queued, load.completed)
-        head = (f"@{view.name}", view.status.state if view.status else "?", _place(view))
-        for i, service in enumerate(sorted(view.records) or ["-"]):
-            first = i == 0
-            rows.append((*(head if first else ("", "", "")), service, *(str(n) if first else "" for n in numbers)))
+        numbers = ("-",) * 3 if load is None else (f"{load.running}/{load.slots}", load.queued, load.completed)
+        state = view.status.state if view.status else "?"
+        place = (view.profile.place if view.profile else None) or "-"
+        for service in sorted(view.records) or ["-"]:
+            rows.append((f"@{view.name}", state, service, *map(str, numbers), place))
     return rows
 
 
-def _place(view: AgentView) -> str:
-    return (view.profile.place if view.profile else None) or "-"
+def _change_line(change: Change) -> str:
+    verb = _VERBS.get(change.kind, change.kind)
+    who = f"@{change.agent}" if change.agent else ""
+    words = (time.strftime("%H:%M:%S"), who, verb, change.service)
+    return clean(" ".join(word for word in words if word))

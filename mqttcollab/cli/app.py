@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqttcollab import __version__
+from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
 from mqttcollab.config import BROKER_VARIABLE
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    # In a pipe plain lines; rich's boxes are for terminals.
+    rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
 )
 
 Url = Annotated[
@@ -32,7 +35,9 @@ Url = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Fleet = Annotated[Path, typer.Argument(help="A TOML file with a table per device, such as devices/fleet.toml.")]
+Fleet = Annotated[
+    Path, typer.Argument(metavar="FLEET", help="A TOML file with a table per device, such as devices/fleet.toml.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -41,21 +46,42 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _question(question: str) -> str:
+    if not question.strip():
+        raise typer.BadParameter("the question is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("the question is not valid UTF-8") from None
+    return question
+
+
+def _questions(questions: list[str] | None) -> list[str] | None:
+    return [_question(question) for question in questions] if questions else None
+
+
 @app.callback()
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+    until_stdin_ends: Annotated[
+        bool, typer.Option("--until-stdin-ends", hidden=True, help="For programs that start this one.")
+    ] = False,
     _version_wanted: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Options of every command."""
+    """Small language models on many devices answer together, over MQTT."""
+    if until_stdin_ends:
+        end_with_stdin()
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 @app.command()
 def demo(
-    ask: Annotated[list[str] | None, typer.Option("--ask", help="A question of your own; may be repeated.")] = None,
+    ask: Annotated[
+        list[str] | None, typer.Option("--ask", callback=_questions, help="A question of your own; may be repeated.")
+    ] = None,
     broker: Annotated[
         str | None, typer.Option("--broker", "-b", help="Use this broker instead of starting one.")
     ] = None,
@@ -64,14 +90,18 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Start a broker, the devices and an orchestrator, and ask them three questions."""
-    from mqttcollab.cli.demo import run_demo
+    from mqttcollab.cli.demo import QUESTIONS, Demo, find_fleet
+    from mqttcollab.config import BrokerAddress
 
-    raise typer.Exit(asyncio.run(run_demo(ask, broker, fleet, keep=keep, as_json=as_json)))
+    if broker is not None:
+        BrokerAddress.parse(broker)
+    show = Demo(find_fleet(fleet), as_json=as_json)
+    raise typer.Exit(run(show.run(ask or list(QUESTIONS), broker, keep=keep)))
 
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Annotated[str, typer.Argument(callback=_question, metavar="QUESTION", help="The question.")],
     service: Annotated[
         str | None,
         typer.Option(help="Ask this service (or filter, knowledge.gpt/medicine/#) instead of an orchestrator."),
@@ -87,7 +117,7 @@ def ask(
     """Ask the orchestrator, or one service, and show how the answer came about."""
     from mqttcollab.cli.ask import ask_question
 
-    asyncio.run(ask_question(question, service, agent, ttl, name=name, broker=broker, as_json=as_json))
+    run(ask_question(question, service, agent, ttl, name=name, broker=broker, as_json=as_json))
 
 
 @app.command()
@@ -99,12 +129,13 @@ def agents(
     """Who is there, what they offer and how loaded they are."""
     from mqttcollab.cli.agents import show_agents
 
+    die_at_once()
     asyncio.run(show_agents(broker, watch=watch, as_json=as_json))
 
 
 @app.command()
 def sub(
-    filters: Annotated[list[str] | None, typer.Argument(help="MQTT filters; default: #")] = None,
+    filters: Annotated[list[str] | None, typer.Argument(metavar="[FILTER]...", help="MQTT filters; default: #")] = None,
     count: Annotated[int | None, typer.Option("--count", "-C", min=1, help="End after so many messages.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", "-W", min=0.001, help="End after so long.")] = None,
     retained: Annotated[bool, typer.Option(help="Also show what was retained before.")] = True,
@@ -114,7 +145,7 @@ def sub(
     """Like mosquitto_sub, but CBOR and embeddings are decoded."""
     from mqttcollab.cli.sub import subscribe
 
-    asyncio.run(subscribe(filters or ["#"], broker, count=count, seconds=seconds, retained=retained, as_json=as_json))
+    run(subscribe(filters or ["#"], broker, count=count, seconds=seconds, retained=retained, as_json=as_json))
 
 
 @app.command()
@@ -131,18 +162,22 @@ def orchestrator(
     """Run an orchestrator."""
     from mqttcollab.cli.run import run_orchestrator
 
+    logging.getLogger().setLevel(logging.INFO)
     run_orchestrator(name, embedder, threshold, fallback or None, place, broker)
 
 
 @app.command()
 def agent(
     fleet: Fleet,
-    names: Annotated[list[str] | None, typer.Argument(help="Which of its devices; default: all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which of its devices; default: all.")
+    ] = None,
     broker: Url = None,
 ) -> None:
     """Run the devices of a TOML file: one in this process, several in a process each."""
     from mqttcollab.cli.run import run_fleet
 
+    logging.getLogger().setLevel(logging.INFO)
     raise typer.Exit(run_fleet(fleet, names or [], broker))
 
 
@@ -151,8 +186,12 @@ def broker(
     kind: Annotated[
         Literal["auto", "mosquitto", "nats"], typer.Option(help="auto: Mosquitto where installed, else nats-server.")
     ] = "auto",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The MQTT port; 0 takes a free one.")] = 1883,
-    websocket_port: Annotated[int, typer.Option(min=0, max=65535, help="The WebSocket port; 0: a free one.")] = 0,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The MQTT port; 0 takes a free one.", show_default="1883")
+    ] = None,
+    websocket_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The WebSocket port.", show_default="a free one")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Keep retained messages and sessions in this folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="A configuration file of your own, used as it is.")] = None,
     as_json: AsJson = False,
@@ -160,7 +199,7 @@ def broker(
     """Start a broker on loopback and run it until Ctrl-C."""
     from mqttcollab.cli.run import run_broker
 
-    asyncio.run(run_broker(kind, port, websocket_port, data, config, as_json=as_json))
+    run(run_broker(kind, port, websocket_port, data, config, as_json=as_json))
 
 
 @app.command()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
-from mqttcollab.cli.show import client, console, print_json, show_answer, step_line
+from rich.status import Status
+
+from mqttcollab.agent import Agent
+from mqttcollab.cli.client import running_client
+from mqttcollab.cli.show import answer_lines, clean, console, print_json, step_line
 from mqttcollab.config import BrokerAddress
-from mqttcollab.errors import RequestError
-from mqttcollab.messages import Reply
-from mqttcollab.topics import ORCHESTRATION
+from mqttcollab.errors import ConfigError, RequestError
+from mqttcollab.messages import Reply, Step
+from mqttcollab.topics import ORCHESTRATION, check_agent
 
 
 async def ask_question(
@@ -21,36 +26,76 @@ async def ask_question(
     broker: str | None,
     as_json: bool,
 ) -> None:
-    """Asks and shows the steps as they come, then the answer."""
-    me = client(broker, name)
-    async with me.running(broker):
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-
-        def on_part(part: Reply) -> None:
-            for step in part.steps:
-                console.print(step_line(step, loop.time() - begun))
-            if part.output:
-                console.out(part.output, end="")
-
+    """Asks and shows the steps and the text as they come, then the rest of the answer."""
+    if agent is not None:
+        agent = check_agent(agent.removeprefix("@"))
+    async with running_client(broker, name) as me:
+        if service is None:
+            service = await _only_service(me, agent) if agent is not None else ORCHESTRATION
         try:
-            reply = await me.ask(
-                question,
-                service=service or ORCHESTRATION,
-                agent=agent,
-                ttl_s=ttl_s,
-                on_part=None if as_json else on_part,
-            )
+            with console.status("asking …") as status:
+                timeline = Timeline(status)
+                on_part = None if as_json else timeline.show
+                reply = await me.ask(question, service=service, agent=agent, ttl_s=ttl_s, on_part=on_part)
         except RequestError as error:
-            if error.code == "no_capability" and service is None and f"offers {ORCHESTRATION}" in error.message:
-                raise RequestError(
-                    "no_capability",
-                    f"no orchestrator is online at {BrokerAddress.parse(broker)}: start one with"
-                    " `mqttcollab orchestrator`, or name a service with --service",
-                ) from None
-            raise
+            raise _explain(error, service, broker) from None
     if as_json:
         print_json(reply.model_dump(exclude_none=True))
     else:
-        console.print()
-        show_answer(reply)
+        console.print(timeline.end(reply))
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Shows the parts of an answer as they come.
+
+    Args:
+        status: what shows that we wait; it ends when text begins to come.
+        quiet: only keeps them.
+    """
+
+    status: Status
+    quiet: bool = False
+    begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    steps: list[Step] = field(default_factory=list)
+    text: str = ""
+
+    def show(self, part: Reply) -> None:
+        """Shows a part: finished steps, or a piece of text."""
+        self.steps += part.steps
+        self.text += part.output or ""
+        if self.quiet:
+            return
+        for step in part.steps:
+            console.print(step_line(step, asyncio.get_running_loop().time() - self.begun))
+        if part.output:
+            self.status.stop()
+            console.out(clean(part.output), end="", highlight=False)
+
+    def end(self, reply: Reply) -> str:
+        """What of the answer was not shown yet."""
+        shown = bool(self.text) and not self.quiet
+        whole = self.text.strip() == (reply.output or "").strip()
+        return ("\n" if shown else "") + answer_lines(reply, text=not (shown and whole))
+
+
+async def _only_service(me: Agent, agent: str) -> str:
+    """The service to ask where only the agent was named."""
+    view = (await me.follow()).agents.get(agent)
+    services = sorted(view.records) if view is not None and view.present else []
+    if not services:
+        raise RequestError("no_capability", f"@{agent} is not online or offers nothing: `mqttcollab agents` says who")
+    if len(services) > 1:
+        raise ConfigError(f"@{agent} offers {', '.join(services)}: choose one with --service")
+    return services[0]
+
+
+def _explain(error: RequestError, service: str, broker: str | None) -> RequestError:
+    """The same error, or what to do about a missing orchestrator."""
+    if service != ORCHESTRATION or error.code != "no_capability" or f"offers {service}" not in error.message:
+        return error
+    return RequestError(
+        "no_capability",
+        f"no orchestrator is online at {BrokerAddress.parse(broker)}: start one with `mqttcollab orchestrator`,"
+        " or name a service with --service",
+    )

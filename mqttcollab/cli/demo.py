@@ -1,26 +1,26 @@
-"""`mqttcollab demo`: a broker, the devices and an orchestrator as processes, and questions for them."""
+"""`mqttcollab demo`: questions for a fleet of devices, answered together and by the user's own device alone."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import shutil
 import sys
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 import mqttcollab
 from mqttcollab.agent import Agent
-from mqttcollab.broker import Broker
+from mqttcollab.cli.ask import Timeline
+from mqttcollab.cli.children import Child
+from mqttcollab.cli.client import running_client
+from mqttcollab.cli.crew import ORCHESTRATOR, Crew, start_broker
 from mqttcollab.cli.fleet import read_fleet
-from mqttcollab.cli.run import stop_signal
-from mqttcollab.cli.show import client, console, errors, print_json, show_answer, step_line
-from mqttcollab.config import BROKER_VARIABLE
-from mqttcollab.errors import ConfigError, MqttCollabError, RequestError
+from mqttcollab.cli.show import answer_lines, console, errors, print_json, safe, warn
+from mqttcollab.cli.signals import stop_event
+from mqttcollab.config import BrokerAddress
+from mqttcollab.errors import BrokerError, ConfigError, MqttCollabError
 from mqttcollab.messages import Reply
 from mqttcollab.topics import ORCHESTRATION
 
@@ -30,32 +30,108 @@ QUESTIONS = (
     "I feel dizzy and my heart is racing. What should I do?",
 )
 GENERAL = "knowledge.gpt/general"
-_START_LIMIT_S = 90.0
 _ANSWER_LIMIT_S = 60.0
 
 
-async def run_demo(
-    questions: list[str] | None, broker: str | None, fleet: Path | None, *, keep: bool, as_json: bool
-) -> int:
-    """Runs the demo; returns the exit code: 0 if every question got an answer."""
-    path = find_fleet(fleet)
-    expected = {str(table.get("name", name)) for name, table in read_fleet(path).items()} | {"orchestrator"}
-    async with contextlib.AsyncExitStack() as stack:
-        if broker is None:
-            info = (await stack.enter_async_context(Broker())).info
-            broker = info.url
-            _say(f"Broker: {info.kind} {info.version} at {info.url}", as_json)
-            _say(f"Watch every step in another terminal: mosquitto_sub -p {info.port} -v -t '#'", as_json)
-            _say(f"                           or decoded: mqttcollab sub --broker {info.url}", as_json)
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqttcollab-"))) / "log"
-        processes = await stack.enter_async_context(_processes(path, broker, log))
-        me = await stack.enter_async_context(client(broker).running(broker))
-        await _wait_for(me, expected, processes, log, as_json)
-        answered = [await _one(me, question, as_json) for question in questions or QUESTIONS]
+class Demo:
+    """One run of the demo.
+
+    Args:
+        fleet: its TOML file.
+        as_json: standard output holds one JSON object per question, and nothing else.
+    """
+
+    def __init__(self, fleet: Path, *, as_json: bool) -> None:
+        self.fleet = fleet
+        self.tables = read_fleet(fleet)
+        self.as_json = as_json
+        self.view = errors if as_json else console
+
+    async def run(self, questions: list[str], broker: str | None, *, keep: bool) -> int:
+        """Starts everything, asks, and ends everything; returns the exit code: 0 if every question got an answer."""
+        async with AsyncExitStack() as stack:
+            broker_ended = asyncio.get_running_loop().create_future()
+            if broker is None:
+                broker = await self._broker(stack, broker_ended)
+            me = await stack.enter_async_context(running_client(broker))
+            crew = Crew(self.say)
+            await stack.enter_async_context(crew.children)
+            return await _unless(broker_ended, self._with(me, crew, broker, questions, keep=keep))
+
+    async def _broker(self, stack: AsyncExitStack, ended: asyncio.Future[Child]) -> str:
+        self.say("Starting a broker …")
+        info = await start_broker(stack, ended.set_result)
+        self.say(f"Broker: {info['kind']} {info['version']} at {info['url']}")
+        self.say(f"Watch every step in another terminal: {_own_command()} sub -b {info['url']}")
+        if shutil.which("mosquitto_sub"):
+            self.say(f"                 or without decoding: mosquitto_sub -p {info['port']} -v -t '#'")
+        return str(info["url"])
+
+    async def _with(self, me: Agent, crew: Crew, broker: str, questions: list[str], *, keep: bool) -> int:
+        registry = await me.follow()
+        names = {ORCHESTRATOR, *(str(t["name"]) for t in self.tables.values() if "name" in t)}
+        if taken := [view.name for view in registry.present() if view.name in names]:
+            raise ConfigError(
+                f"already online at {BrokerAddress.parse(broker)}: {', '.join('@' + name for name in taken)}; "
+                "leave --broker away to start a fleet of your own, or ask the one there with `mqttcollab ask`"
+            )
+        self.say(f"Starting the devices of {self.fleet} ({', '.join(self.tables)}) and an orchestrator …")
+        with self.view.status("starting …"):
+            await crew.start(self.fleet, list(self.tables), broker)
+            await registry.settle()
+        if not registry.offers(GENERAL):
+            warn(f"nobody offers {GENERAL}: there is no model to ask alone")
+        answered = [await self._one(me, question) for question in questions]
         if keep:
-            _say("\nThe fleet stays up; Ctrl-C ends it.", as_json)
-            await stop_signal().wait()
-    return 0 if all(answered) else 1
+            self.say(f"\nThe fleet stays up at {broker}; Ctrl-C ends it.")
+            await stop_event().wait()
+        return 0 if all(answered) else 1
+
+    async def _one(self, me: Agent, question: str) -> bool:
+        """Asks one question together and alone, and shows both."""
+        loop = asyncio.get_running_loop()
+        if not self.as_json:
+            console.print(f"\n[bold]{safe(question)}[/]")
+        reply, failure = None, ""
+        with self.view.status("asking everybody who can help …") as status:
+            together = Timeline(status, quiet=self.as_json)
+            try:
+                reply = await me.ask(question, service=ORCHESTRATION, ttl_s=_ANSWER_LIMIT_S, on_part=together.show)
+            except MqttCollabError as error:
+                failure = str(error)
+        elapsed_ms = round(1000 * (loop.time() - together.begun), 1)
+        if not self.as_json:
+            console.print(f"[bold green]Together[/] ({elapsed_ms / 1000:.2f} s):")
+            console.print(answer_lines(reply) if reply is not None else f"[red]{safe(failure)}[/]")
+        alone = await self._alone(me, question)
+        if self.as_json:
+            print_json(_result(question, reply, together, alone, elapsed_ms, failure))
+        return reply is not None
+
+    async def _alone(self, me: Agent, question: str) -> str | None:
+        """What the user's own device says by itself, shown as it says it."""
+        offers = me.registry.offers(GENERAL)
+        if not offers:
+            return None
+        name = offers[0].agent.name
+        if not self.as_json:
+            console.print(f"[bold yellow]Alone[/], @{name} says:")
+        with self.view.status(f"@{name} is writing …") as status:
+            timeline = Timeline(status, quiet=self.as_json)
+            try:
+                reply = await me.ask(
+                    question, service=GENERAL, agent=name, ttl_s=_ANSWER_LIMIT_S, on_part=timeline.show
+                )
+            except MqttCollabError as error:
+                warn(f"@{name} does not answer: {error}")
+                return None
+        if not self.as_json:
+            console.print(timeline.end(reply))
+        return reply.output
+
+    def say(self, text: str) -> None:
+        """A line about what the demo does."""
+        self.view.print(text, markup=False)
 
 
 def find_fleet(given: Path | None) -> Path:
@@ -70,108 +146,42 @@ def find_fleet(given: Path | None) -> Path:
     )
 
 
-@contextlib.asynccontextmanager
-async def _processes(fleet: Path, broker: str, log: Path) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    """The fleet and the orchestrator, as a user would start them."""
-    environment = {**os.environ, BROKER_VARIABLE: broker}
-    with log.open("wb") as output:
-        processes = [
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "mqttcollab", "-v", *words, env=environment, stdout=output, stderr=output
-            )
-            for words in (["orchestrator"], ["agent", str(fleet)])
-        ]
-        try:
-            yield processes
-        finally:
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-            await asyncio.gather(*(process.wait() for process in processes))
-
-
-async def _wait_for(
-    me: Agent, expected: set[str], processes: list[asyncio.subprocess.Process], log: Path, as_json: bool
-) -> None:
-    """Waits until everybody is online; goes on without those that failed, and says which."""
-    registry = await me.follow()
-    deadline = asyncio.get_running_loop().time() + _START_LIMIT_S
-    with errors.status("starting the devices …"):
-        while missing := expected - {view.name for view in registry.present() if view.records}:
-            text = log.read_text(encoding="utf-8", errors="replace")
-            failures = [line for line in text.splitlines() if "error" in line.lower() or "ended with" in line]
-            ended = [line for line in failures if "ended with exit code" in line]
-            if asyncio.get_running_loop().time() > deadline or (ended and len(missing) <= len(ended)):
-                break
-            if any(process.returncode is not None for process in processes):
-                raise RequestError("internal", f"the demo's processes ended: {' | '.join(failures) or text[-500:]}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await registry.changed()
-    for view in registry.present():
-        _say(f"  @{view.name}: {', '.join(sorted(view.records))}", as_json)
-    for name in sorted(missing):
-        errors.print(f"@{name} is not online: {' | '.join(failures) or 'no answer'}", style="yellow")
-
-
-async def _one(me: Agent, question: str, as_json: bool) -> bool:
-    """Asks one question together and alone, and shows both."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    if not as_json:
-        console.print(f"\n[bold]{escape(question)}[/]")
-
-    def on_part(part: Reply) -> None:
-        for step in part.steps:
-            console.print(step_line(step, loop.time() - begun))
-
-    reply: Reply | None = None
-    failure = ""
+async def _unless(broker_ended: asyncio.Future[Child], work: Coroutine[Any, Any, int]) -> int:
+    """The result of the work; BrokerError if the broker ends before."""
+    task = asyncio.ensure_future(work)
+    first: list[asyncio.Future[Any]] = [task, broker_ended]
     try:
-        reply = await me.ask(
-            question, service=ORCHESTRATION, ttl_s=_ANSWER_LIMIT_S, on_part=None if as_json else on_part
-        )
-    except MqttCollabError as error:
-        failure = str(error)
-    elapsed_ms = round(1000 * (loop.time() - begun), 1)
-    alone = await _alone(me, question)
-    if as_json:
-        print_json(_result(question, reply, failure, alone, elapsed_ms))
-    else:
-        console.print(f"[bold green]Together[/] ({elapsed_ms / 1000:.2f} s):")
-        if reply is not None:
-            show_answer(reply)
-        else:
-            console.print(f"[red]{escape(failure)}[/]")
-        console.print(f"[bold yellow]The phone alone:[/] {escape(alone or '(the phone does not answer)')}")
-    return reply is not None
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise BrokerError(f"the demo's broker is gone: {broker_ended.result().fate}")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-async def _alone(me: Agent, question: str) -> str | None:
-    """What the phone's own model says, asked directly."""
-    try:
-        return (await me.ask(question, service=GENERAL, ttl_s=_ANSWER_LIMIT_S)).output
-    except MqttCollabError as error:
-        errors.print(f"the phone alone: {error}", style="yellow")
-        return None
+def _own_command() -> str:
+    """How this program can be called again from here."""
+    if shutil.which("mqttcollab"):
+        return "mqttcollab"
+    if Path(sys.argv[0]).name == "mqttcollab":
+        return sys.argv[0]
+    return f"{sys.executable} -m mqttcollab"
 
 
-def _result(question: str, reply: Reply | None, failure: str, alone: str | None, elapsed_ms: float) -> dict[str, Any]:
+def _result(
+    question: str, reply: Reply | None, timeline: Timeline, alone: str | None, elapsed_ms: float, failure: str
+) -> dict[str, Any]:
+    steps = reply.steps if reply is not None and reply.steps else timeline.steps
     result: dict[str, Any] = {
         "question": question,
         "answer": reply.output if reply else None,
-        "sources": [s.model_dump(exclude_none=True) for s in reply.sources] if reply else [],
+        "sources": [source.model_dump(exclude_none=True) for source in reply.sources] if reply else [],
         "confidence": reply.confidence if reply else None,
         "alone": alone,
-        "steps": [
-            {"agent": s.agent, "service": s.service, "status": s.status, "elapsed_ms": s.elapsed_ms}
-            for s in (reply.steps if reply else [])
-        ],
-        "missing": reply.missing if reply else [],
+        "steps": [{key: getattr(step, key) for key in ("agent", "service", "status", "elapsed_ms")} for step in steps],
         "elapsed_ms": elapsed_ms,
     }
+    if reply is not None and reply.missing:
+        result["missing"] = reply.missing
     return result if reply else {**result, "error": failure}
-
-
-def _say(text: str, as_json: bool) -> None:
-    (errors if as_json else console).print(text)

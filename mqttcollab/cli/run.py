@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import sys
 from pathlib import Path
 
 from mqttcollab.broker import Broker, BrokerKind
+from mqttcollab.cli.children import Child, Children, signal_name
 from mqttcollab.cli.fleet import build, choose, read_fleet
 from mqttcollab.cli.show import console, errors, print_json
-from mqttcollab.config import BROKER_VARIABLE, BrokerAddress
+from mqttcollab.cli.signals import stop_event
+from mqttcollab.config import BrokerAddress
 from mqttcollab.errors import BrokerError
-from mqttcollab.topics import check_service
+from mqttcollab.topics import check_agent, check_service
 
 
 def run_orchestrator(
@@ -24,6 +22,7 @@ def run_orchestrator(
     from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
     from mqttcollab.runtimes.embedders import load_embedder
 
+    check_agent(name)
     if fallback is not None:
         check_service(fallback)
     BrokerAddress.parse(broker)
@@ -43,49 +42,51 @@ def run_fleet(path: Path, names: list[str], broker: str | None) -> int:
 
 
 async def _run_processes(path: Path, names: list[str], broker: str | None) -> int:
-    environment = {**os.environ, BROKER_VARIABLE: broker} if broker else dict(os.environ)
-    processes = {
-        name: await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mqttcollab", "agent", str(path), name, env=environment, start_new_session=True
-        )
-        for name in names
-    }
-    stop = stop_signal()
-    stopping = asyncio.ensure_future(stop.wait())
-    waits = {asyncio.ensure_future(process.wait()): name for name, process in processes.items()}
-    failed = 0
-    try:
-        while waits and not stop.is_set():
-            done, _ = await asyncio.wait([*waits, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for ended in done & waits.keys():
-                name = waits.pop(ended)
-                if ended.result() and not stop.is_set():
-                    failed += 1
-                    errors.print(f"device {name} ended with exit code {ended.result()}; the others go on")
-    finally:
-        stopping.cancel()
-        for process in processes.values():
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-        await asyncio.gather(*waits, stopping, return_exceptions=True)
+    stop = stop_event()
+    running, failed = set(names), set()
+    nobody_left = asyncio.Event()
+
+    def on_end(child: Child) -> None:
+        running.discard(child.name)
+        if child.process.returncode:
+            failed.add(child.name)
+        rest = f"{len(running)} of {len(names)} devices go on" if running else "no device is left"
+        errors.print(f"device {child.name} {child.fate}; {rest}", markup=False)
+        if not running:
+            nobody_left.set()
+
+    async with Children(on_end=on_end) as children:
+        for name in names:
+            await children.start(name, "agent", str(path), name, broker=broker)
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, nobody_left)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
     return 1 if failed else 0
 
 
 async def run_broker(
-    kind: BrokerKind, port: int, websocket_port: int, data: Path | None, config: Path | None, *, as_json: bool
+    kind: BrokerKind,
+    port: int | None,
+    websocket_port: int | None,
+    data: Path | None,
+    config: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Runs a broker until SIGINT or SIGTERM."""
-    stop = stop_signal()
+    stop = stop_event()
+    if config is None and port is None:
+        port = 1883
     async with Broker(kind, port=port, websocket_port=websocket_port, data_dir=data, config=config) as broker:
         info = broker.info
         if as_json:
             print_json({name: getattr(info, name) for name in info.__dataclass_fields__})
         else:
-            console.print(f"{info.kind} {info.version} runs as process {info.pid}: {info.url}")
+            console.print(f"{info.kind} {info.version} runs as process {info.pid}: {info.url}", markup=False)
             if info.websocket_url:
                 console.print(f"WebSocket: {info.websocket_url}")
-            console.print(f"watch it with: mosquitto_sub -p {info.port} -v -t '#'    (Ctrl-C ends the broker)")
+            console.print(f"watch it with: mqttcollab sub -b {info.url}    (Ctrl-C ends the broker)")
         ended = asyncio.ensure_future(broker.wait())
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -94,14 +95,7 @@ async def run_broker(
             task.cancel()
         await asyncio.gather(ended, stopping, return_exceptions=True)
         if died:
-            raise BrokerError(f"{info.kind} ended by itself: {' '.join(list(broker.log)[-1:])}")
-
-
-def stop_signal() -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-    return stop
+            code = ended.result()
+            said = f": {broker.log[-1]}" if code > 0 and broker.log else ""
+            how = f"by {signal_name(-code)}" if code < 0 else f"with exit code {code}"
+            raise BrokerError(f"{info.kind} (process {info.pid}) was ended {how}{said}; start it again")

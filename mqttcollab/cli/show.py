@@ -3,44 +3,62 @@
 from __future__ import annotations
 
 import json
-import secrets
+import math
+import re
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from mqttcollab.agent import Agent, AgentOptions
-from mqttcollab.config import BrokerAddress
 from mqttcollab.messages import Reply, Source, Step
-from mqttcollab.transport.mqtt import MqttOptions
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+# C0 and C1 but tab and newline: what came over the network is not to command the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clean(text: str) -> str:
+    """Text from the network with its control characters made visible."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def safe(text: str) -> str:
+    """The same, for a string with rich markup around it."""
+    return escape(clean(text))
+
+
+def as_json(content: Any) -> str:
+    """One line of JSON; what JSON lacks is written as null (NaN, infinity), as hex (bytes) or in words."""
+    try:
+        return json.dumps(content, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), ensure_ascii=False, default=_plain)
 
 
 def print_json(content: Any) -> None:
     """One line of JSON on standard output."""
-    print(json.dumps(content, ensure_ascii=False, default=str), flush=True)  # noqa: T201
+    print(as_json(content), flush=True)  # noqa: T201
 
 
-def client(broker: str | None, name: str | None = None) -> Agent:
-    """An agent that only asks and watches: nobody sees it, and nothing of it stays on the broker.
-
-    A broker with access control lets a user read the replies to its own name only, so that is the default.
-    """
-    options = AgentOptions(visible=False, connection=MqttOptions(session_expiry_s=0))
-    return Agent(name or BrokerAddress.parse(broker).username or f"cli-{secrets.token_hex(4)}", options=options)
+def warn(text: str) -> None:
+    """One line on standard error that the reader should not miss."""
+    errors.print(clean(text), style="yellow", markup=False)
 
 
 def step_line(step: Step, elapsed_s: float) -> str:
-    """One line of a timeline."""
+    """A step of a timeline, and why the service was asked."""
     mark = "[green]✓[/]" if step.status == "ok" else "[red]✗[/]"
-    took = f"{step.elapsed_ms:.0f} ms" if step.elapsed_ms is not None else ""
-    line = f"  {elapsed_s:6.2f} s  {mark} [bold]@{step.agent}[/]  {step.service}  {took}"
+    who = f"[bold]@{safe(step.agent)}[/]  " if step.agent else ""
+    took = f"  {step.elapsed_ms:.0f} ms" if step.elapsed_ms is not None else ""
+    line = f"  {elapsed_s:6.2f} s  {mark} {who}{safe(step.service)}{took}"
     if step.after:
-        line += f"  [dim]after {', '.join(step.after)}[/]"
+        line += f"  [dim]after {safe(', '.join(step.after))}[/]"
     if step.error is not None:
-        line += f"  [red]{escape(step.error.code)}: {escape(step.error.message)}[/]"
+        line += f"  [red]{safe(step.error.code)}: {safe(step.error.message)}[/]"
+    if step.reason:
+        line += f"\n{'':14}[dim]{safe(step.reason)}[/]"
     return line
 
 
@@ -48,13 +66,25 @@ def source_line(source: Source) -> str:
     """One source."""
     what = source.document or (f"observation {source.observation}" if source.observation else "")
     who = " ".join(part for part in (f"@{source.agent}" if source.agent else "", source.service or "") if part)
-    return f"  [dim]source:[/] {who}{': ' if what else ''}{escape(what)}"
+    return f"  [dim]source:[/] {safe(who)}{': ' if who and what else ''}{safe(what)}"
 
 
-def show_answer(reply: Reply) -> None:
-    """An answer with its sources, confidence and what is missing."""
-    console.print(escape(reply.output or "(no text)"))
-    for source in reply.sources:
-        console.print(source_line(source))
+def answer_lines(reply: Reply, *, text: bool = True) -> str:
+    """An answer (unless its text was shown already), its sources and its confidence."""
+    lines = [safe(reply.output or "(no text)")] if text else []
+    lines += [source_line(source) for source in reply.sources]
     if reply.confidence is not None:
-        console.print(f"  [dim]confidence:[/] {reply.confidence:.2f}")
+        lines.append(f"  [dim]confidence:[/] {reply.confidence:.2f}")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(element) for key, element in value.items()}
+    if isinstance(value, list):
+        return [_finite(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

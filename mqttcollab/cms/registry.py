@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from mqttcollab.cms.views import AgentView, Change, ChangeKind, Match, Offer
 from mqttcollab.codec import decode
 from mqttcollab.errors import ConfigError, MessageError, TopicError, TransportError
 from mqttcollab.messages import Load, Message, Profile, ServiceRecord
-from mqttcollab.topics import Status, matches, parse, parse_status, record_filters
+from mqttcollab.topics import matches, parse, parse_status, record_filters
 from mqttcollab.transport.base import Transport, TransportMessage
 
 if TYPE_CHECKING:
@@ -25,79 +25,16 @@ if TYPE_CHECKING:
 
     from mqttcollab.runtimes.base import Embedder
 
+__all__ = ["AgentView", "Change", "Match", "Offer", "Registry"]
+
 _log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
 _MISSED_HEARTBEATS = 3
 _REMEMBERED_CHANGES = 4096
+_REMEMBERED_PROBLEMS = 256
 _QUIET_S = 0.15
-
-ChangeKind = Literal["online", "sleeping", "offline", "record", "record_gone", "model"]
-
-
-class Change(NamedTuple):
-    """Something that happened in the registry; `number` counts up by one."""
-
-    number: int
-    kind: ChangeKind
-    agent: str
-    service: str
-
-
-@dataclass(slots=True)
-class AgentView:
-    """What the registry knows of one agent.
-
-    Attributes:
-        heard: loop time of the last sign of life.
-    """
-
-    name: str
-    status: Status | None = None
-    profile: Profile | None = None
-    load: Load | None = None
-    records: dict[str, ServiceRecord] = field(default_factory=dict)
-    record_times: dict[str, float] = field(default_factory=dict)
-    heard: float = 0.0
-    expired: bool = False
-
-    @property
-    def present(self) -> bool:
-        """Online or asleep, and its lease (three heartbeats) has not run out."""
-        return self.status is not None and self.status.state != "offline" and not self.expired
-
-    @property
-    def asleep(self) -> bool:
-        """A battery device that will take its requests when it wakes."""
-        return self.status is not None and self.status.state == "sleeping"
-
-    @property
-    def heartbeat_s(self) -> float | None:
-        """The interval that the agent promised, in seconds; None if it promised none."""
-        if self.load is not None and self.load.heartbeat_s is not None:
-            return self.load.heartbeat_s
-        return min((r.heartbeat_s for r in self.records.values() if r.heartbeat_s is not None), default=None)
-
-
-class Offer(NamedTuple):
-    """A service of an agent that is present."""
-
-    record: ServiceRecord
-    agent: AgentView
-
-    @property
-    def pressure(self) -> float:
-        """Requests running and waiting per slot, as last reported; 0 if never."""
-        load = self.agent.load
-        return 0.0 if load is None else (load.running + load.queued) / max(1, load.slots)
-
-
-class Match(NamedTuple):
-    """An offer and how close it is to a text: the largest cosine over its description and examples."""
-
-    offer: Offer
-    score: float
 
 
 class Registry:
@@ -106,6 +43,11 @@ class Registry:
     Args:
         transport: the connection.
         embedder: for lookup by meaning; without it `nearest` raises ConfigError.
+
+    Attributes:
+        agents: everybody ever heard of, by name, also those that are gone.
+        models: what stands under `slm/models/<model>/…`, by model and key.
+        problems: why a retained message was not understood, by topic (the latest 256).
     """
 
     def __init__(self, transport: Transport, embedder: Embedder | None = None) -> None:
@@ -126,12 +68,14 @@ class Registry:
         await self._transport.subscribe("slm/agents/+/profile", self._on_profile)
         await self._transport.subscribe("slm/agents/+/load", self._on_load, qos=0)
         await self._transport.subscribe("slm/models/#", self._on_model)
-        self._sweep()
+        if self._sweeper is None:
+            self._sweep()
 
     async def stop(self) -> None:
         """Ends what runs in the background; the subscriptions end with the connection."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+            self._sweeper = None
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -160,6 +104,31 @@ class Registry:
     async def changed(self) -> None:
         """Waits for the next change."""
         await self._changed.wait()
+
+    async def gone(self, name: str, *, grace_s: float = 0.0) -> None:
+        """Waits until the present life of an agent has ended: it stopped, was lost, or was born again.
+
+        Args:
+            name: the agent.
+            grace_s: how long it may be offline and still come back to the same life, as after a broken connection.
+        """
+        life = self._life(name)
+        while True:
+            while life is not None and self._life(name) == life:
+                await self.changed()
+            try:
+                async with asyncio.timeout(grace_s):
+                    while self._life(name) is None:
+                        await self.changed()
+            except TimeoutError:
+                return
+            if life not in (None, self._life(name)):
+                return
+            life = self._life(name)
+
+    def _life(self, name: str) -> int | None:
+        view = self.agents.get(name)
+        return view.status.epoch if view is not None and view.present and view.status is not None else None
 
     def present(self) -> list[AgentView]:
         """The agents that are there, by name."""
@@ -206,116 +175,157 @@ class Registry:
 
     # Keeping it up to date
 
-    def _view(self, name: str, *, alive: bool = False) -> AgentView:
+    def _view(self, name: str) -> AgentView:
         view = self.agents.setdefault(name, AgentView(name))
         view.heard = asyncio.get_running_loop().time()
-        if alive and view.expired:
-            view.expired = False
-            self._note("online", name)
         return view
 
     def _on_status(self, message: TransportMessage) -> None:
         name = self._agent_of(message)
         if name is None:
             return
+        self.problems.pop(message.topic, None)
         if not message.payload:
-            self._forget(name)
-            return
+            return self._forget(name)
         try:
             status = parse_status(message.payload)
         except TopicError as error:
-            self.problems[message.topic] = str(error)
-            return
-        view = self._view(name)
-        if status.state == "offline" and view.status is not None and view.status.epoch != status.epoch:
+            return self._problem(message.topic, str(error))
+        known = self.agents.get(name)
+        before = known.status if known is not None else None
+        if status.state == "offline" and before is not None and before.epoch != status.epoch:
             return  # a will that comes late: the agent was born again since
-        before, view.status, view.expired = view.present, status, False
-        self._note(status.state, name)
-        if view.present and not before:
+        view = self._view(name)
+        was_present, view.status, view.expired = view.present, status, False
+        if status != before or view.present != was_present:
+            self._note(status.state, name)
+        if not view.present:
+            if before is not None and before.state != "offline":
+                self._drop_records(view)
+        elif not was_present:
             self._background(lambda: self._transport.subscribe(record_filters(name), self._on_record))
-        elif before and not view.present:
-            self._background(lambda: self._transport.unsubscribe(record_filters(name)))
-            view.records.clear()
+        return None
 
     def _on_profile(self, message: TransportMessage) -> None:
-        profile = self._decode(Profile, message)
-        if profile is not None:
-            self._view(profile.agent).profile = profile
+        name, profile = self._decode(Profile, message)
+        if name is None:
+            return
+        view = self._view(name)
+        view.profile = profile
+        if profile is not None and profile.services:
+            # While we were away, the agent may have come back with less, and nothing of that is replayed.
+            for service in view.records.keys() - set(profile.services):
+                self._drop_record(view, service)
 
     def _on_load(self, message: TransportMessage) -> None:
-        load = self._decode(Load, message)
-        if load is not None:
-            # A retained report that is replayed is old; it starts the lease but does not revive anybody.
-            self._view(load.agent, alive=not message.retain).load = load
+        name, load = self._decode(Load, message)
+        if name is None:
+            return
+        view = self._view(name)
+        view.load = load
+        # A retained report that is replayed is old; it starts the lease but does not revive anybody.
+        if view.expired and load is not None and not message.retain:
+            view.expired = False
+            self._note("online", name)
 
     def _on_record(self, message: TransportMessage) -> None:
         try:
             topic = parse(message.topic)
         except TopicError:
             return
-        if topic.kind != "record":
+        view = self.agents.get(topic.agent)
+        if topic.kind != "record" or view is None or view.status is None or view.status.state == "offline":
             return
-        view = self._view(topic.agent)
-        self._vectors.pop((topic.agent, topic.service), None)
-        record = self._decode(ServiceRecord, message) if message.payload else None
+        _, record = self._decode(ServiceRecord, message)
         if record is not None and record.service != topic.service:
-            self.problems[message.topic] = f"the record speaks of {record.service}"
+            self._problem(message.topic, f"the record speaks of {record.service}")
             record = None
         if record is None:
-            if view.records.pop(topic.service, None) is not None:
-                self._note("record_gone", topic.agent, topic.service)
-            return
-        view.records[topic.service] = record
-        view.record_times[topic.service] = view.heard
-        self._note("record", topic.agent, topic.service)
+            return self._drop_record(view, topic.service)
+        view.heard = view.record_times[topic.service] = asyncio.get_running_loop().time()
+        if view.records.get(topic.service) != record:
+            view.records[topic.service] = record
+            self._vectors.pop((topic.agent, topic.service), None)
+            self._note("record", topic.agent, topic.service)
+        return None
 
     def _on_model(self, message: TransportMessage) -> None:
-        _, _, model, *key = message.topic.split("/")
+        levels = message.topic.split("/")
+        if len(levels) < 4:
+            return self._problem(message.topic, "it names no key: expected slm/models/<model>/<key>")
+        model, key = levels[2], "/".join(levels[3:])
         facts = self.models.setdefault(model, {})
         if message.payload:
-            facts["/".join(key)] = message.payload.decode("utf-8", "replace")
+            facts[key] = message.payload.decode("utf-8", "replace")
         else:
-            facts.pop("/".join(key), None)
+            facts.pop(key, None)
+            if not facts:
+                del self.models[model]
         self._note("model", "", model)
+        return None
 
     def _agent_of(self, message: TransportMessage) -> str | None:
         try:
             return parse(message.topic).agent
         except TopicError as error:
-            self.problems[message.topic] = str(error)
+            self._problem(message.topic, str(error))
             return None
 
-    def _decode(self, kind: type[M], message: TransportMessage) -> M | None:
-        """The message, if it is valid and speaks of the agent in its topic; else the problem is kept for people."""
+    def _decode(self, kind: type[M], message: TransportMessage) -> tuple[str | None, M | None]:
+        """The topic's agent and the message, None if it was cleared.
+
+        Both are None for a message that is not valid or speaks of another agent; the problem is kept for people.
+        """
         name = self._agent_of(message)
-        if name is None or not message.payload:
-            return None
+        if name is None:
+            return None, None
+        self.problems.pop(message.topic, None)
+        if not message.payload:
+            return name, None
         try:
             content = decode(kind, message.payload, sent_type=message.type)
         except MessageError as error:
-            self.problems[message.topic] = str(error)
-            _log.warning("%s: %s", message.topic, error)
-            return None
+            self._problem(message.topic, str(error))
+            return None, None
         if getattr(content, "agent", name) != name:
-            self.problems[message.topic] = "it speaks of another agent than its topic"
-            return None
-        self.problems.pop(message.topic, None)
-        return content
+            self._problem(message.topic, "it speaks of another agent than its topic")
+            return None, None
+        return name, content
+
+    def _problem(self, topic: str, text: str) -> None:
+        if self.problems.get(topic) != text:
+            _log.warning("%s: %s", topic, text)
+        self.problems[topic] = text
+        if len(self.problems) > _REMEMBERED_PROBLEMS:
+            del self.problems[next(iter(self.problems))]
+
+    def _drop_record(self, view: AgentView, service: str) -> None:
+        self._vectors.pop((view.name, service), None)
+        view.record_times.pop(service, None)
+        if view.records.pop(service, None) is not None:
+            self._note("record_gone", view.name, service)
+
+    def _drop_records(self, view: AgentView) -> None:
+        for service in view.records:
+            self._vectors.pop((view.name, service), None)
+        view.records.clear()
+        view.record_times.clear()
+        self._background(lambda: self._transport.unsubscribe(record_filters(view.name)))
 
     def _forget(self, name: str) -> None:
         view = self.agents.pop(name, None)
         if view is not None:
-            for service in view.records:
-                self._vectors.pop((name, service), None)
-            self._background(lambda: self._transport.unsubscribe(record_filters(name)))
+            self._drop_records(view)
             self._note("offline", name)
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._sweeper = loop.call_later(1.0, self._sweep)
+        now = asyncio.get_running_loop().time()
+        self._sweeper = asyncio.get_running_loop().call_later(1.0, self._sweep)
         for view in self.agents.values():
+            if not self._transport.online:
+                view.heard = now  # it is we who can't hear: every lease starts again when we are back
             lease = view.heartbeat_s
-            if view.present and not view.asleep and lease and loop.time() - view.heard > _MISSED_HEARTBEATS * lease:
+            if view.present and not view.asleep and lease and now - view.heard > _MISSED_HEARTBEATS * lease:
                 view.expired = True
                 self._note("offline", view.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mqttcollab.cms.registry import Match, Offer
+from mqttcollab.cms.views import Match, Offer
 
 
 @dataclass(frozen=True, slots=True)

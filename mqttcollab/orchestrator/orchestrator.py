@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
-from mqttcollab.cms.registry import Offer
+from mqttcollab.cms.views import Offer
 from mqttcollab.errors import RequestError
 from mqttcollab.messages import ContextItem, Reply, Request, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
@@ -85,14 +86,16 @@ class Orchestrator(Service):
             progress.say(task, "status", "running")
             numbers = {step.service: number for number, step in enumerate(plan, 1)}
             outcomes: list[Outcome] = []
-            async for outcome in self._dispatcher.run(request, plan, self._ask(request), deadline):
-                outcomes.append(outcome)
-                self._report(task, numbers[outcome.step.service], outcome)
-                yield outcome.step
+            running = self._dispatcher.run(request, plan, self._ask(request), deadline)
+            async with contextlib.aclosing(running):
+                async for outcome in running:
+                    outcomes.append(outcome)
+                    self._report(task, numbers[outcome.step.service], outcome)
+                    yield outcome.step
             outcomes.sort(key=lambda o: numbers[o.step.service])
             answer = self.options.aggregator(outcomes)
-        except RequestError as error:
-            progress.say(task, "status", f"failed {error}")
+        except BaseException as error:
+            progress.say(task, "status", f"failed {_failure(error)}")
             raise
         progress.say(task, "answer", answer.text)
         progress.say(task, "status", "done")
@@ -169,3 +172,11 @@ def orchestrator_agent(
 
 def _describe(step: PlannedStep) -> dict[str, object]:
     return {"service": step.service, "after": list(step.after), "reason": step.reason}
+
+
+def _failure(error: BaseException) -> str:
+    if isinstance(error, RequestError):
+        return str(error)
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "cancelled: the requester gave it up, its time ran out, or the orchestrator stopped"
+    return f"internal: {type(error).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mqttcollab.cms.registry import Offer
+from mqttcollab.cms.views import Offer
 
 # Puts the agents that offer a service in the order in which they are tried; `own` counts the requests that this
 # orchestrator has with each agent and that no report shows yet.

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mqttcollab.codec import JSON, MAX_PAYLOAD, ContentType, decode, encode
-from mqttcollab.errors import DeadlineExceeded, MessageError, RequestError, TransportError
+from pydantic import ValidationError
+
+from mqttcollab.codec import JSON, MAX_PAYLOAD, ContentType, decode, encode, first_error
+from mqttcollab.errors import DeadlineExceeded, MessageError, RequestError, TooLarge, TransportError
 from mqttcollab.messages import Reply, Request
 from mqttcollab.rpc.trace import child_trace, current_request
 from mqttcollab.topics import check_agent
@@ -20,17 +22,23 @@ from mqttcollab.transport.base import Transport, TransportMessage
 _log = logging.getLogger(__name__)
 
 _MAX_UNREAD_PARTS = 4096
+# Pauses between the repeats of open requests after a reconnection. In all longer than the longest backoff of a
+# peer, since one that is not back yet misses what comes before it has subscribed again.
+_REPEATS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(slots=True)
 class _Call:
-    message: TransportMessage
+    topic: str
+    request: Request
     done: asyncio.Future[Reply]
     on_part: Callable[[Reply], None] | None
     idle_s: float | None
     deadline: float
     timer: asyncio.Timeout | None = None
     seq: int = -1
+    sent: bool = False
+    doubtful: bool = False  # sent before a reconnection or right after it, and nothing heard since
 
 
 @dataclass(slots=True)
@@ -58,6 +66,8 @@ class Requester:
     stats: RequesterStats = field(default_factory=RequesterStats)
     _prefix: str = field(init=False)
     _calls: dict[str, _Call] = field(default_factory=dict)
+    _connections: int = 0
+    _repeating: bool = False
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -84,8 +94,8 @@ class Requester:
         trace = child_trace(fields.pop("traceparent", None))
         try:
             return Request(id=request_id, reply_to=self._prefix + request_id, input=input, traceparent=trace, **fields)
-        except ValueError as error:
-            raise MessageError(f"the request is not valid: {error}") from None
+        except ValidationError as error:
+            raise MessageError(f"the request is not valid: {first_error(error)}") from None
 
     async def ask(
         self,
@@ -106,19 +116,23 @@ class Requester:
         Raises:
             RequestError: the reply is an error, nobody listens there, or (DeadlineExceeded) none came in time.
             PublishError: the broker refused the request.
+            TransportError: the connection was closed meanwhile.
         """
-        payload = encode(request, self.content_type)
-        if len(payload) > self.limit:
-            raise RequestError("too_large", f"the request has {len(payload)} bytes; the limit is {self.limit}")
+        message = self._message(topic, request)
         loop = asyncio.get_running_loop()
         ttl_s = request.ttl_ms / 1000
-        call = _Call(self._message(topic, request, payload), loop.create_future(), on_part, idle_s, loop.time() + ttl_s)
+        call = _Call(topic, request, loop.create_future(), on_part, idle_s, loop.time() + ttl_s)
         self._calls[request.id] = call
         try:
             async with asyncio.timeout(min(ttl_s, idle_s or ttl_s)) as call.timer:
-                if not await self.transport.publish(call.message):
-                    raise RequestError("no_capability", f"nobody listens on {topic}: is its agent running?")
+                if not await self.transport.publish(message):
+                    if not self._repeating:
+                        raise _nobody(topic)
+                    call.doubtful = True
+                call.sent = True
                 return (await call.done).raise_for_error()
+        except TooLarge as error:
+            raise RequestError("too_large", str(error)) from None
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
@@ -147,12 +161,17 @@ class Requester:
             await asyncio.gather(answer, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Waits for what is still being sent in the background."""
+        """Waits up to a second for what is still being sent in the background, such as cancels."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=1)
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    def _message(self, topic: str, request: Request, payload: bytes) -> TransportMessage:
+    def _message(self, topic: str, request: Request) -> TransportMessage:
+        payload = encode(request, self.content_type)
+        if len(payload) > self.limit:
+            raise RequestError("too_large", f"the request has {len(payload)} bytes; the limit is {self.limit}")
         return TransportMessage(
             topic,
             payload,
@@ -175,11 +194,12 @@ class Requester:
             self.stats.malformed += 1
             _log.warning("a reply on %s does not decode: %s", message.topic, error)
             return
+        call.doubtful = False
         if reply.last:
             call.done.set_result(reply)
         elif reply.seq > call.seq:  # a part delivered twice is taken once
             call.seq = reply.seq
-            if call.idle_s is not None and call.timer is not None:
+            if call.idle_s is not None and call.timer is not None and not call.timer.expired():
                 now = asyncio.get_running_loop().time()
                 call.timer.reschedule(min(call.deadline, now + call.idle_s))
             if call.on_part is not None:
@@ -187,9 +207,30 @@ class Requester:
 
     async def _resend(self) -> None:
         """After a reconnection: whatever broker or agent forgot, open requests are asked again under their ids."""
-        for call in list(self._calls.values()):
-            with contextlib.suppress(TransportError):
-                await self.transport.publish(call.message)
+        self._connections += 1
+        connection = self._connections
+        if connection == 1:
+            return
+        for call in self._calls.values():
+            call.doubtful = True
+        self._repeating = True
+        for pause in _REPEATS_S:
+            await asyncio.sleep(pause)
+            if connection != self._connections:
+                return  # it broke again
+            last = pause == _REPEATS_S[-1]
+            for call in [call for call in self._calls.values() if call.doubtful and call.sent]:
+                await self._repeat(call, last)
+        self._repeating = False
+
+    async def _repeat(self, call: _Call, last: bool) -> None:
+        left_ms = int(1000 * (call.deadline - asyncio.get_running_loop().time()))
+        if call.done.done() or left_ms < 1:
+            return
+        with contextlib.suppress(TransportError, TooLarge):
+            again = self._message(call.topic, call.request.model_copy(update={"ttl_ms": left_ms}))
+            if not await self.transport.publish(again) and last and not call.done.done():
+                call.done.set_exception(_nobody(call.topic))
 
     def _cancel(self, topic: str, request_id: str) -> None:
         head, slash, tail = topic.rpartition("/")
@@ -203,3 +244,7 @@ class Requester:
         with contextlib.suppress(TransportError, TimeoutError):
             async with asyncio.timeout(5):
                 await self.transport.publish(TransportMessage(topic, request_id.encode()))
+
+
+def _nobody(topic: str) -> RequestError:
+    return RequestError("no_capability", f"nobody listens on {topic}: is its agent running?")

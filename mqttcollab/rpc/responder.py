@@ -4,66 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from mqttcollab.codec import CBOR, JSON, MAX_PAYLOAD, ContentType, decode, decode_map, encode
-from mqttcollab.errors import MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError, TransportError
-from mqttcollab.messages import MAX_HOPS, ErrorInfo, Reply, Request, Step, Timing
+from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode_map, encode
+from mqttcollab.errors import (
+    MessageError,
+    MqttCollabError,
+    RequestError,
+    RuntimeFailure,
+    TooLarge,
+    TopicError,
+    TransportError,
+)
+from mqttcollab.messages import MAX_HOPS, Reply, Request, Step, Timing
+from mqttcollab.rpc.answered import Answered, Key
+from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats, error_reply, read_request
 from mqttcollab.rpc.trace import current_request
-from mqttcollab.topics import anycast_filter, cancel_topic, check_id, parse_reply_topic, request_topic
+from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, request_topic
 from mqttcollab.transport.base import Transport, TransportMessage
 
 _log = logging.getLogger(__name__)
-
-_REMEMBERED_REPLIES = 4096
-_REMEMBERED_BYTES = 16 << 20
-_REMEMBER_S = 120.0
-_CBOR_MAGIC = b"\xd9\xd9\xf7"
-
-PartSender = Callable[[str | None, list[Step]], Awaitable[None]]
-RequestHandler = Callable[[Request, PartSender], Awaitable[Reply]]
-
-
-@dataclass(slots=True)
-class ServiceStats:
-    """What one service is doing and has done."""
-
-    slots: int
-    running: int = 0
-    queued: int = 0
-    completed: int = 0
-    failed: int = 0
-    seconds: float = 0.5  # moving average of a request's run time; half a second until the first is done
-
-    def retry_after_ms(self) -> int:
-        """When a slot may be free again, in milliseconds."""
-        return max(1, round(1000 * self.seconds * (self.queued + 1) / self.slots))
-
-
-@dataclass(slots=True)
-class _Service:
-    name: str
-    handler: RequestHandler
-    queue_size: int
-    stats: ServiceStats
-    slots: asyncio.Semaphore
-
-
-@dataclass(slots=True)
-class _Job:
-    """A request under way."""
-
-    request: Request
-    deadline: float
-    content_type: ContentType
-    received: float
-    task: asyncio.Task[None] | None = None
-    seq: int = 0
-    cancelled: bool = False
 
 
 @dataclass(slots=True)
@@ -79,12 +42,11 @@ class Responder:
     transport: Transport
     name: str
     limit: int = MAX_PAYLOAD
-    services: dict[str, _Service] = field(default_factory=dict)
+    services: dict[str, ServedService] = field(default_factory=dict)
     rejected: int = 0
     last_rejection: str | None = None
-    _jobs: dict[tuple[str, str], _Job] = field(default_factory=dict)
-    _answered: OrderedDict[tuple[str, str], tuple[float, TransportMessage]] = field(default_factory=OrderedDict)
-    _answered_bytes: int = 0
+    _jobs: dict[Key, Job] = field(default_factory=dict)
+    _answered: Answered = field(default_factory=Answered)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
     _warned: float = 0.0
@@ -102,7 +64,7 @@ class Responder:
             queue_size: requests that wait; one more is answered `busy`.
         """
         stats = ServiceStats(concurrency)
-        entry = _Service(service, handler, queue_size, stats, asyncio.Semaphore(concurrency))
+        entry = ServedService(service, handler, queue_size, stats, asyncio.Semaphore(concurrency))
         self.services[service] = entry
         await self.transport.subscribe(request_topic(service, self.name), lambda m: self._on_request(entry, m))
         await self.transport.subscribe(cancel_topic(service, self.name), self._on_cancel)
@@ -115,32 +77,29 @@ class Responder:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for job in self._jobs.values():
-            if job.task is not None:
-                job.cancelled = True
-                job.task.cancel()
+            job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
 
     # Taking requests
 
-    def _on_request(self, service: _Service, message: TransportMessage) -> None:
+    def _on_request(self, service: ServedService, message: TransportMessage) -> None:
         if message.retain:
             return self._reject(f"{message.topic}: a retained request is stale by nature; publish it without retain")
         try:
-            request = _read(message, self.limit)
+            request = read_request(message, self.limit)
         except (MessageError, TopicError) as error:
             return self._refuse(service, message, error)
         key = (request.reply_to, request.id)
         if key in self._jobs:
             return None  # still under way: the repeat joins it
-        if key in self._answered:
-            return self._send(self._answered[key][1])
+        if (answer := self._answered.get(key)) is not None:
+            return self._send(answer)
         now = asyncio.get_running_loop().time()
-        content_type: ContentType = CBOR if message.payload[:3] == _CBOR_MAGIC else JSON
-        job = _Job(request, now + request.ttl_ms / 1000, content_type, now)
+        job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
         refusal = self._refusal(service, request)
         if refusal is not None:
-            return self._send(self._message(job, _error_reply(request.id, refusal)))
+            return self._send(self._message(job, error_reply(request.id, refusal)))
         self._jobs[key] = job
         service.stats.queued += 1
         job.task = asyncio.create_task(self._run(service, job))
@@ -148,7 +107,7 @@ class Responder:
         job.task.add_done_callback(self._tasks.discard)
         return None
 
-    def _refusal(self, service: _Service, request: Request) -> RequestError | None:
+    def _refusal(self, service: ServedService, request: Request) -> RequestError | None:
         stats = service.stats
         if request.hops > MAX_HOPS:
             return RequestError("bad_request", f"{request.hops} hops: the request goes in circles (limit {MAX_HOPS})")
@@ -159,7 +118,7 @@ class Responder:
             return RequestError("busy", text, retry_after_ms=stats.retry_after_ms())
         return None
 
-    def _refuse(self, service: _Service, message: TransportMessage, error: MqttCollabError) -> None:
+    def _refuse(self, service: ServedService, message: TransportMessage, error: MqttCollabError) -> None:
         """Answers what does not decode, where it still says where the answer goes."""
         self._reject(f"{message.topic}: {error}")
         try:
@@ -169,7 +128,7 @@ class Responder:
         with contextlib.suppress(TopicError):
             reply_to = parse_reply_topic(str(message.response_topic or content.get("reply_to")))
             code = error.code if isinstance(error, MessageError) else "bad_request"
-            reply = _error_reply(reply_to.leaf, RequestError(code, str(error)))
+            reply = error_reply(reply_to.leaf, RequestError(code, str(error)))
             reply.agent, reply.service = self.name, service.name
             topic = f"reply.gpt/@{reply_to.agent}/{reply_to.leaf}"
             self._send(TransportMessage(topic, encode(reply), content_type=JSON, type=reply.type))
@@ -184,54 +143,67 @@ class Responder:
     def _on_cancel(self, message: TransportMessage) -> None:
         request_id = message.payload.decode("ascii", "replace").strip()
         for (_, job_id), job in self._jobs.items():
-            if job_id == request_id and job.task is not None:
-                job.cancelled = True
-                job.task.cancel()
+            if job_id == request_id:
+                job.cancel()
 
     # Answering them
 
-    async def _run(self, service: _Service, job: _Job) -> None:
-        stats, waiting = service.stats, True
+    async def _run(self, service: ServedService, job: Job) -> None:
+        job.begun = True
         current_request.set(job.request)
         reply: Reply | None = None
         try:
-            async with asyncio.timeout_at(job.deadline), service.slots:
-                waiting = False
-                stats.queued -= 1
-                stats.running += 1
-                reply = await self._handle(service, job)
+            reply = await self._work(service, job)
         except TimeoutError:
             _log.info("request %s to %s is past its ttl: not answered", job.request.id, service.name)
         except asyncio.CancelledError:
             if not job.cancelled:
                 raise
-            reply = _error_reply(job.request.id, RequestError("cancelled", "the requester gave the request up"))
+            reply = error_reply(job.request.id, RequestError("cancelled", "the requester gave the request up"))
+        finally:
+            message = self._finish(service, job, reply)
+        if message is not None:
+            await self._publish(message)
+
+    async def _work(self, service: ServedService, job: Job) -> Reply:
+        """Waits for a slot, and calls the handler; TimeoutError once the request's ttl is over."""
+        stats, waiting = service.stats, True
+        try:
+            async with asyncio.timeout_at(job.deadline), service.slots:
+                waiting = False
+                stats.queued -= 1
+                stats.running += 1
+                if job.cancelled:
+                    raise asyncio.CancelledError
+                reply = await self._handle(service, job)
         finally:
             if waiting:
                 stats.queued -= 1
             else:
                 stats.running -= 1
-            message = self._finish(service, job, reply)
-        if message is not None:
-            await self._publish(message)
+        if asyncio.get_running_loop().time() >= job.deadline:  # the handler would not be stopped
+            raise TimeoutError
+        return reply
 
-    async def _handle(self, service: _Service, job: _Job) -> Reply:
+    async def _handle(self, service: ServedService, job: Job) -> Reply:
         started = asyncio.get_running_loop().time()
         try:
             reply = await service.handler(job.request, lambda text, steps: self._send_part(service, job, text, steps))
         except RequestError as error:
-            reply = _error_reply(job.request.id, error)
+            reply = error_reply(job.request.id, error)
         except MessageError as error:
-            reply = _error_reply(job.request.id, RequestError(error.code, str(error)))
+            reply = error_reply(job.request.id, RequestError(error.code, str(error)))
         except RuntimeFailure as error:
             _log.error("%s: %s", service.name, error)
-            reply = _error_reply(job.request.id, RequestError("internal", str(error)))
-        except Exception as error:
+            reply = error_reply(job.request.id, RequestError("internal", str(error)))
+        except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, TimeoutError) and asyncio.get_running_loop().time() >= job.deadline:
+                raise
+            if isinstance(error, asyncio.CancelledError) and job.task is not None and job.task.cancelling():
                 raise
             _log.exception("the handler of %s failed", service.name)
             text = f"the handler of {service.name} failed: {type(error).__name__}"
-            reply = _error_reply(job.request.id, RequestError("internal", text))
+            reply = error_reply(job.request.id, RequestError("internal", text))
         ended = asyncio.get_running_loop().time()
         service.stats.seconds += 0.2 * (ended - started - service.stats.seconds)
         reply.timing = Timing(
@@ -239,38 +211,37 @@ class Responder:
         )
         return reply
 
-    def _finish(self, service: _Service, job: _Job, reply: Reply | None) -> TransportMessage | None:
-        key = (job.request.reply_to, job.request.id)
-        del self._jobs[key]
+    def _finish(self, service: ServedService, job: Job, reply: Reply | None) -> TransportMessage | None:
+        del self._jobs[job.key]
         if reply is None:
             service.stats.failed += 1
             return None
-        if reply.status == "error":
+        message, failed = self._seal(service, job, reply)
+        if failed:
             service.stats.failed += 1
         else:
             service.stats.completed += 1
-        reply.agent, reply.service, reply.seq = self.name, service.name, job.seq
-        message = self._message(job, reply)
-        if len(message.payload) > self.limit:
-            text = f"the answer has {len(message.payload)} bytes; the limit is {self.limit}"
-            message = self._message(job, _error_reply(job.request.id, RequestError("too_large", text)))
-        self._remember(key, max(job.deadline, job.received + _REMEMBER_S), message)
+        self._answered.add(job.key, message, job.deadline)
         return message
 
-    def _remember(self, key: tuple[str, str], until: float, message: TransportMessage) -> None:
-        self._answered[key] = (until, message)
-        self._answered_bytes += len(message.payload)
-        now = asyncio.get_running_loop().time()
-        while self._answered:
-            oldest = next(iter(self._answered))
-            until, message = self._answered[oldest]
-            full = len(self._answered) > _REMEMBERED_REPLIES or self._answered_bytes > _REMEMBERED_BYTES
-            if now <= until and not full:
-                return
-            del self._answered[oldest]
-            self._answered_bytes -= len(message.payload)
+    def _seal(self, service: ServedService, job: Job, reply: Reply) -> tuple[TransportMessage, bool]:
+        """The last reply as a message, or an error reply where it can't be sent; and whether it is an error."""
+        reply.agent, reply.service, reply.seq = self.name, service.name, job.seq
+        try:
+            message = self._message(job, reply)
+        except MessageError as error:
+            _log.error("the answer of %s can't be sent: %s", service.name, error)
+            failure = RequestError("internal", f"the answer of {service.name} can't be encoded")
+        else:
+            if len(message.payload) <= self.limit:
+                return message, reply.status == "error"
+            text = f"the answer has {len(message.payload)} bytes; the limit is {self.limit}"
+            failure = RequestError("too_large", text)
+        instead = error_reply(job.request.id, failure)
+        instead.agent, instead.service, instead.seq, instead.timing = self.name, service.name, job.seq, reply.timing
+        return self._message(job, instead), True
 
-    async def _send_part(self, service: _Service, job: _Job, text: str | None, steps: list[Step]) -> None:
+    async def _send_part(self, service: ServedService, job: Job, text: str | None, steps: list[Step]) -> None:
         part = Reply(
             id=job.request.id,
             seq=job.seq,
@@ -281,10 +252,13 @@ class Responder:
             agent=self.name,
             service=service.name,
         )
+        message = self._message(job, part)
+        if len(message.payload) > self.limit:
+            raise RequestError("too_large", f"a part has {len(message.payload)} bytes; the limit is {self.limit}")
         job.seq += 1
-        await self.transport.publish(self._message(job, part), bulk=True)
+        await self.transport.publish(message, bulk=True)
 
-    def _message(self, job: _Job, reply: Reply) -> TransportMessage:
+    def _message(self, job: Job, reply: Reply) -> TransportMessage:
         remaining = job.deadline - asyncio.get_running_loop().time()
         return TransportMessage(
             job.request.reply_to,
@@ -304,28 +278,12 @@ class Responder:
     async def _publish(self, message: TransportMessage) -> None:
         try:
             async with asyncio.timeout(message.expiry_s or 30):
-                await self.transport.publish(message)
+                try:
+                    await self.transport.publish(message)
+                except TooLarge as error:  # for the broker, whose limit may be lower than ours
+                    reply = error_reply(message.topic.rpartition("/")[2], RequestError("too_large", str(error)))
+                    await self.transport.publish(dataclasses.replace(message, payload=encode(reply), content_type=JSON))
         except (TransportError, MessageError) as error:
             _log.warning("a reply to %s was not sent: %s", message.topic, error)
         except TimeoutError:
             _log.info("a reply to %s was past its ttl: not sent", message.topic)
-
-
-def _read(message: TransportMessage, limit: int) -> Request:
-    """The request in a message; MQTT 5 properties win over the payload's fields."""
-    request = decode(Request, message.payload, sent_type=message.type, limit=limit)
-    if message.response_topic is not None and message.response_topic != request.reply_to:
-        parse_reply_topic(message.response_topic)
-        request.reply_to = message.response_topic
-    if message.correlation is not None:
-        request.id = check_id(message.correlation.decode("ascii", "replace"))
-    if message.expiry_s is not None:
-        request.ttl_ms = min(request.ttl_ms, max(1, message.expiry_s) * 1000)
-    if message.traceparent is not None:
-        request.traceparent = message.traceparent
-    return request
-
-
-def _error_reply(request_id: str, error: RequestError) -> Reply:
-    info = ErrorInfo(code=error.code, message=error.message, retry_after_ms=error.retry_after_ms)
-    return Reply(id=request_id, status="error", error=info)

@@ -14,6 +14,11 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
 
 
+def well_formed(traceparent: str | None) -> str | None:
+    """The same, or None for one that is malformed, as the specification asks."""
+    return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+
+
 def child_trace(parent: str | None = None) -> str:
     """A new span in the parent's trace, or in a new trace where the parent is missing or malformed."""
     known = _TRACEPARENT.fullmatch(parent) if parent else None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from mqttcollab.transport.base import Work
+
+_log = logging.getLogger(__name__)
 
 
 class OrderedAcks:
@@ -29,7 +32,6 @@ class OrderedAcks:
         if not waits:
             self._waiting.append((mid, None))
             return None
-        # A handler that fails has been answered and logged where it failed; its message is not sent again.
         done = asyncio.gather(*waits, return_exceptions=True)
         self._running.add(done)
         self._waiting.append((mid, done))
@@ -40,7 +42,20 @@ class OrderedAcks:
         """The connection broke: the broker sends again what was not acknowledged, under new identifiers."""
         self._waiting.clear()
 
+    async def close(self) -> None:
+        """Cancels the handlers under way; nothing is acknowledged any more."""
+        self.forget()
+        running = list(self._running)
+        for work in running:
+            work.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
     def _advance(self, finished: asyncio.Future[Any]) -> None:
         self._running.discard(finished)
+        # The message of a handler that failed is acknowledged too: it would fail again.
+        if not finished.cancelled() and finished.exception() is None:
+            for error in finished.result():
+                if isinstance(error, Exception):
+                    _log.error("a handler failed: %s", error, exc_info=error)
         while self._waiting and (self._waiting[0][1] is None or self._waiting[0][1].done()):
             self._send(self._waiting.popleft()[0])

@@ -6,8 +6,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mqttcollab.topics import matches
-
 
 @dataclass(frozen=True, slots=True)
 class TransportMessage:
@@ -46,6 +44,11 @@ class Transport(Protocol):
     @property
     def mqtt5(self) -> bool:
         """Whether message properties travel on the present connection."""
+        ...
+
+    @property
+    def online(self) -> bool:
+        """Whether the connection stands now."""
         ...
 
     def on_connected(self, hook: ConnectedHook) -> None:
@@ -99,35 +102,3 @@ class Transport(Protocol):
     async def unsubscribe(self, filters: str | Iterable[str]) -> None:
         """Ends subscriptions; unknown ones are passed over."""
         ...
-
-
-class Router:
-    """Which handlers a topic goes to: a dictionary for exact filters, a scan for those with wildcards."""
-
-    def __init__(self) -> None:
-        self.filters: dict[str, int] = {}
-        self._exact: dict[str, Handler] = {}
-        self._patterns: dict[str, Handler] = {}
-
-    def add(self, filter_: str, handler: Handler, qos: int) -> None:
-        """Routes a filter; a second handler for the same filter replaces the first."""
-        self.filters[filter_] = qos
-        pattern = any(c in filter_ for c in "+#$")
-        (self._patterns if pattern else self._exact)[filter_] = handler
-
-    def remove(self, filter_: str) -> bool:
-        """Forgets a filter; False if it was not known."""
-        self._exact.pop(filter_, None)
-        self._patterns.pop(filter_, None)
-        return self.filters.pop(filter_, None) is not None
-
-    def route(self, message: TransportMessage) -> list[Work]:
-        """Calls every handler whose filter matches; returns what has to be awaited before the acknowledgement."""
-        waits: list[Work] = []
-        handler = self._exact.get(message.topic)
-        if handler is not None and (wait := handler(message)) is not None:
-            waits.append(wait)
-        for filter_, handler in list(self._patterns.items()):
-            if matches(filter_, message.topic) and (wait := handler(message)) is not None:
-                waits.append(wait)
-        return waits

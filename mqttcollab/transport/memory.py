@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from mqttcollab.errors import ConnectError, PublishError, TooLarge, TransportError
 from mqttcollab.topics import matches
-from mqttcollab.transport.base import ConnectedHook, Handler, Router, TransportMessage
+from mqttcollab.transport.base import ConnectedHook, Handler, TransportMessage
+from mqttcollab.transport.router import Router
+
+_log = logging.getLogger(__name__)
 
 
 class MemoryBroker:
@@ -82,13 +86,20 @@ class MemoryTransport:
         """Properties travel."""
         return True
 
+    @property
+    def online(self) -> bool:
+        """See `Transport`."""
+        return self._online.is_set() and not self._closed
+
     def on_connected(self, hook: ConnectedHook) -> None:
         """See `Transport`."""
         self._hooks.append(hook)
 
     async def connect(self, *, patience_s: float | None = 0.0) -> None:
         """See `Transport`."""
-        self._failure = asyncio.get_running_loop().create_future()
+        if self._failure is None:
+            self._failure = asyncio.get_running_loop().create_future()
+            self._failure.add_done_callback(lambda f: f.cancelled() or f.exception())
         deadline = None if patience_s is None else asyncio.get_running_loop().time() + patience_s
         while not self._broker.up:
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
@@ -107,12 +118,13 @@ class MemoryTransport:
     async def close(self) -> None:
         """See `Transport`."""
         self._closed = True
-        self._online.clear()
+        self._online.set()  # who waits for it finds out that it is closed
         if self._broker.clients.get(self.client_id) is self:
             del self._broker.clients[self.client_id]
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def die(self) -> None:
         """Goes away without a goodbye, so that the broker publishes the will."""
@@ -143,10 +155,12 @@ class MemoryTransport:
     async def publish(self, message: TransportMessage, *, bulk: bool = False) -> bool:
         """See `Transport`."""
         if len(message.payload) > self._broker.max_payload:
-            raise TooLarge(f"{len(message.payload)} bytes are over the broker's {self._broker.max_payload}")
-        if self._closed:
-            raise TransportError("the transport is closed")
+            raise TooLarge(f"{message.topic}: {len(message.payload)} bytes are over the limit of the broker in memory")
+        if not message.topic or "+" in message.topic or "#" in message.topic:
+            raise PublishError(f"can't publish to {message.topic!r}: it is no topic")
         await self._online.wait()
+        if self._closed:
+            raise TransportError("the connection to the broker in memory was closed")
         if any(matches(f, message.topic) for f in self._broker.denied):
             raise PublishError(f"the broker refused {message.topic}: not authorized")
         await asyncio.sleep(0)
@@ -170,7 +184,7 @@ class MemoryTransport:
         asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        if self._inbox:
+        if self._inbox and not self._closed:
             for wait in self.router.route(self._inbox.popleft()):
                 self._spawn(wait)
 
@@ -183,4 +197,9 @@ class MemoryTransport:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("in %s: %s", task.get_coro(), error, exc_info=error)

@@ -18,6 +18,7 @@ class Window:
         self.used = 0
         self._control: deque[asyncio.Future[None]] = deque()
         self._bulk: deque[asyncio.Future[None]] = deque()
+        self._closed: Exception | None = None
 
     def try_acquire(self, bulk: bool) -> bool:
         """Takes a slot if one is free for this kind of traffic and nobody waits before it."""
@@ -28,7 +29,9 @@ class Window:
         return True
 
     async def acquire(self, bulk: bool) -> None:
-        """Takes a slot, waiting for one if need be."""
+        """Takes a slot, waiting for one if need be; raises what `close` was called with."""
+        if self._closed is not None:
+            raise self._closed
         if self.try_acquire(bulk):
             return
         queue = self._bulk if bulk else self._control
@@ -37,7 +40,7 @@ class Window:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.release()
             elif turn in queue:
                 queue.remove(turn)
@@ -56,6 +59,15 @@ class Window:
                 if not turn.done():
                     self.used += 1
                     turn.set_result(None)
+
+    def close(self, error: Exception) -> None:
+        """Fails those who wait, and who comes later."""
+        self._closed = error
+        for turn in (*self._control, *self._bulk):
+            if not turn.done():
+                turn.set_exception(error)
+        self._control.clear()
+        self._bulk.clear()
 
     def _room(self, bulk: bool) -> int:
         return max(1, self.limit // 2) if bulk else self.limit

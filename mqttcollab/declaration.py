@@ -1,0 +1,158 @@
+"""What an agent is and offers, as its author declares it; no connection yet."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from mqttcollab.codec import MAX_PAYLOAD, VectorType
+from mqttcollab.errors import ConfigError
+from mqttcollab.messages import Profile
+from mqttcollab.presence import typed
+from mqttcollab.service import HandlerFunction, Service, first_line, function_service, record_of
+from mqttcollab.topics import agent_topic, check_agent, record_topic, slm_topic
+from mqttcollab.transport.base import TransportMessage
+from mqttcollab.transport.mqtt import MqttOptions
+
+if TYPE_CHECKING:
+    from mqttcollab.runtimes.base import Embedder
+
+Repeated = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """What an agent can be told beside its name.
+
+    Attributes:
+        heartbeat_s: seconds between load reports; three missed ones and the agent counts as gone.
+        queue_size: requests that wait per service; one more is answered `busy`.
+        grace_s: seconds that requests under way get when the agent stops.
+        limit: the largest payload taken and sent, in bytes.
+        match_threshold: the least closeness (cosine) at which `ask` by meaning turns to a peer.
+        visible: whether it announces itself; False for a client that only asks and watches.
+        vectors: element type of the embeddings it publishes.
+        connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
+            so that a request sent while the agent reboots arrives.
+    """
+
+    heartbeat_s: float = 10.0
+    queue_size: int = 32
+    grace_s: float = 5.0
+    limit: int = MAX_PAYLOAD
+    match_threshold: float = 0.4
+    visible: bool = True
+    vectors: VectorType = "int8"
+    connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        if self.heartbeat_s <= 0:
+            raise ConfigError(f"heartbeat_s is {self.heartbeat_s:g}; it is in seconds and over 0")
+
+
+class Declaration:
+    """A device's name, facts, services and repeated work; see `Agent`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        place: str | None = None,
+        hardware: dict[str, Any] | None = None,
+        firmware: str | None = None,
+        embedder: Embedder | None = None,
+        options: AgentOptions | None = None,
+    ) -> None:
+        self.name = check_agent(name)
+        self.description = description
+        self.place = place
+        self.hardware = {"machine": platform.machine(), "system": platform.system(), **(hardware or {})}
+        self.firmware = firmware
+        self.embedder = embedder
+        self.options = options or AgentOptions()
+        self.services: dict[str, Service] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.repeated: list[tuple[float, Repeated]] = []
+        self._battery: float | None = None
+        self.profile()
+
+    @property
+    def battery(self) -> float | None:
+        """The battery's charge for the load report, 0 to 1; None where there is none."""
+        return self._battery
+
+    @battery.setter
+    def battery(self, charge: float | None) -> None:
+        if charge is not None and not 0 <= charge <= 1:
+            raise ConfigError(f"@{self.name}: battery is {charge}; it is a share from 0 to 1")
+        self._battery = charge
+
+    def add(self, service: Service) -> Service:
+        """Adds a service; before the agent starts.
+
+        Raises:
+            ConfigError: its name does not parse or is taken on this agent, or a field of it is out of range.
+        """
+        record = record_of(service, self.name, self.place, self.options.heartbeat_s)
+        if record.service in self.services:
+            raise ConfigError(f"@{self.name} has a service {record.service} already")
+        self.services[record.service] = service
+        return service
+
+    def service(
+        self, name: str, *, description: str = "", examples: Sequence[str] = (), concurrency: int = 1
+    ) -> Callable[[HandlerFunction], HandlerFunction]:
+        """Decorates a function that answers the requests to a service; see `Service.handle` for its forms."""
+
+        def decorate(handler: HandlerFunction) -> HandlerFunction:
+            text = description or (handler.__doc__ or "").strip()
+            self.add(function_service(handler, name, description=text, examples=examples, concurrency=concurrency))
+            return handler
+
+        return decorate
+
+    def every(self, seconds: float) -> Callable[[Repeated], Repeated]:
+        """Decorates a coroutine function that runs at once and then every so many seconds while the agent runs."""
+        if seconds <= 0:
+            raise ConfigError(f"@{self.name}: every({seconds:g}): the interval is in seconds and over 0")
+
+        def decorate(work: Repeated) -> Repeated:
+            self.repeated.append((seconds, work))
+            return work
+
+        return decorate
+
+    def describe_model(self, model: str, **facts: Any) -> None:
+        """Publishes facts under `slm/models/<model>/…` at every birth: architecture, quantization, context_length."""
+        for key in facts:
+            slm_topic("models", model, key)
+        self.models[model] = facts
+
+    def profile(self) -> Profile:
+        """What the agent is, for others; raises ConfigError where a fact about it can't be sent."""
+        try:
+            return Profile(
+                agent=self.name,
+                description=self.description,
+                hardware=self.hardware,
+                firmware=self.firmware,
+                place=self.place,
+                services=list(self.services),
+            )
+        except ValidationError as error:
+            raise ConfigError(f"@{self.name}: the profile is not valid: {first_line(error)}") from None
+
+    def descriptions(self) -> Iterator[TransportMessage]:
+        """What others are to know of this agent, to be retained: profile, models, service records."""
+        yield typed(agent_topic(self.name, "profile"), self.profile(), retain=True)
+        for model, facts in self.models.items():
+            for key, value in facts.items():
+                yield TransportMessage(slm_topic("models", model, key), str(value).encode(), retain=True)
+        for service in self.services.values():
+            record = record_of(service, self.name, self.place, self.options.heartbeat_s)
+            yield typed(record_topic(service.name, self.name), record, retain=True)

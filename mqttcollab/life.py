@@ -1,0 +1,146 @@
+"""One run of an agent, from connecting to the goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mqttcollab.cms.registry import Registry
+from mqttcollab.config import BrokerAddress
+from mqttcollab.declaration import Declaration, Repeated
+from mqttcollab.errors import MqttCollabError
+from mqttcollab.messages import Load
+from mqttcollab.peers import Peers
+from mqttcollab.presence import Presence, typed
+from mqttcollab.rpc import Requester, Responder
+from mqttcollab.sensing import Senses
+from mqttcollab.service import adapt
+from mqttcollab.topics import agent_topic, record_topic
+from mqttcollab.transport.base import Transport, TransportMessage
+from mqttcollab.transport.mqtt import MqttTransport
+
+_log = logging.getLogger(__name__)
+
+# Makes a transport from a client id and the will.
+TransportFactory = Callable[[str, TransportMessage], Transport]
+
+
+class Life:
+    """Everything that a running agent is made of.
+
+    Args:
+        agent: what it is and offers.
+        broker: the broker's URL, None for the default, or what makes the transport.
+    """
+
+    def __init__(self, agent: Declaration, broker: str | TransportFactory | None) -> None:
+        options = agent.options
+        records = [record_topic(service, agent.name) for service in agent.services]
+        self.presence = Presence(agent.name, records, agent.descriptions)
+        if callable(broker):
+            self.transport = broker(agent.name, self.presence.will)
+        else:
+            will = self.presence.will if options.visible else None
+            self.transport = MqttTransport(
+                BrokerAddress.parse(broker), agent.name, will=will, options=options.connection
+            )
+        self.presence.transport = self.transport
+        self.requester = Requester(self.transport, agent.name, options.limit)
+        self.responder = Responder(self.transport, agent.name, options.limit)
+        self.registry = Registry(self.transport, agent.embedder)
+        self.peers = Peers(self.requester, self.registry, options.match_threshold)
+        self.senses = Senses(self.transport, agent.name, agent.place, agent.embedder, options.vectors)
+        self._agent = agent
+        self._undo = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self, patience_s: float | None) -> None:
+        """Connects, announces the agent and serves; undoes what it did if it fails half way."""
+        async with contextlib.AsyncExitStack() as undo:
+            await self._connect(undo, patience_s)
+            await self._serve(undo)
+            self._undo = undo.pop_all()
+
+    async def stop(self) -> None:
+        """Finishes what is under way, says goodbye and disconnects."""
+        await self._undo.aclose()
+
+    async def _connect(self, undo: contextlib.AsyncExitStack, patience_s: float | None) -> None:
+        agent, ready = self._agent, asyncio.Event()
+        undo.push_async_callback(self.transport.close)
+        undo.push_async_callback(self.presence.stop)
+        await self.requester.start()
+        for service in agent.services.values():
+            await self.responder.serve(
+                service.name,
+                adapt(service, agent.name, ready),
+                concurrency=service.concurrency,
+                queue_size=agent.options.queue_size,
+            )
+        await self.presence.start(visible=agent.options.visible)
+        await self.transport.connect(patience_s=patience_s)
+        if agent.options.visible:
+            undo.push_async_callback(self.presence.say_goodbye)
+        undo.push_async_callback(self.registry.stop)
+        undo.push_async_callback(self.requester.stop)
+        for service in agent.services.values():
+            undo.push_async_callback(service.stopping)
+            await self.presence.until(service.started())
+        undo.push_async_callback(self._finish_requests)
+        ready.set()
+
+    async def _serve(self, undo: contextlib.AsyncExitStack) -> None:
+        if self._agent.options.visible:
+            await self.presence.until(self.presence.announce())
+            self._repeat(self._agent.options.heartbeat_s, self._report_load)
+        for seconds, work in self._agent.repeated:
+            self._repeat(seconds, work)
+        undo.push_async_callback(self._end_tasks)
+
+    async def _finish_requests(self) -> None:
+        await self.responder.stop(grace_s=0 if self.presence.over.done() else self._agent.options.grace_s)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _report_load(self) -> None:
+        stats = [entry.stats for entry in self.responder.services.values()]
+        load = Load(
+            agent=self._agent.name,
+            running=sum(s.running for s in stats),
+            queued=sum(s.queued for s in stats),
+            slots=max(1, sum(s.slots for s in stats)),
+            completed=sum(s.completed for s in stats),
+            failed=sum(s.failed for s in stats),
+            rejected=self.responder.rejected,
+            last_rejection=self.responder.last_rejection,
+            battery=self._agent.battery,
+            heartbeat_s=self._agent.options.heartbeat_s,
+            time_ms=time.time_ns() // 1_000_000,
+        )
+        await self.transport.publish(typed(agent_topic(self._agent.name, "load"), load, retain=True, qos=0))
+
+    def _repeat(self, seconds: float, work: Repeated) -> None:
+        name = self._agent.name
+
+        async def run() -> None:
+            while not self.presence.over.done():
+                try:
+                    await work()
+                except Exception as error:
+                    trace = None if isinstance(error, MqttCollabError) else error
+                    _log.error("@%s: %s failed: %s", name, getattr(work, "__name__", work), error, exc_info=trace)
+                await asyncio.sleep(seconds)
+
+        self._spawn(run())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
