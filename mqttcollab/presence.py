@@ -135,7 +135,8 @@ class Presence:
             status = parse_status(message.payload)
         except TopicError:
             status = None
-        if status is not None and status.state != "offline" and status.epoch > self.epoch:
+        if status is not None and status.epoch > self.epoch and (status.state != "offline" or self._connections > 1):
+            # Also by its will, if our connection broke: where two fight for one, that is all they see of each other.
             self._end(self._superseded())
         elif status != Status(self._state, self.epoch) and self._state != "offline":
             # A will that came late, an older agent of this name, or somebody who cleared it.

@@ -121,7 +121,8 @@ def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> 
 
 def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
     """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`."""
-    threads = Threads(service.name, service.concurrency)
+    blocking = not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle))
+    threads = Threads(service.name, service.concurrency) if blocking else None
 
     async def handle(request: Request, send_part: PartSender) -> Reply:
         await ready.wait()
@@ -130,9 +131,9 @@ def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
     return handle
 
 
-async def _result(service: Service, request: Request, send_part: PartSender, threads: Threads) -> Result:
+async def _result(service: Service, request: Request, send_part: PartSender, threads: Threads | None) -> Result:
     result: Any
-    if not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle)):
+    if threads is not None:
         result = await threads.run(service.handle, request)
     else:
         result = service.handle(request)

@@ -33,6 +33,7 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 LABEL_RE = re.compile(_LABEL)
 SERVICE_RE = re.compile(rf"(?:data|computation|knowledge)\.gpt(?:/{_LABEL}){{1,4}}")
 KEY_RE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_REPLY_RE = re.compile(rf"reply\.gpt/@({_LABEL})/({KEY_RE.pattern})")
 
 TopicKind = Literal[
     "record", "request", "anycast", "cancel", "embedding", "observation",
@@ -175,7 +176,9 @@ def _parse_service_topic(topic: str, levels: list[str]) -> Topic:
 
 def parse_reply_topic(topic: str) -> Topic:
     """Takes a `reply_to` apart; anything but a reply topic raises TopicError (nobody is made to publish elsewhere)."""
-    parsed = parse(topic)
+    if found := _REPLY_RE.fullmatch(topic):
+        return Topic("reply", agent=found[1], leaf=found[2])
+    parsed = parse(topic)  # says what is wrong with it
     if parsed.kind != "reply":
         raise TopicError(f"reply_to {_show(topic)} is no reply topic: expected {TEMPLATES['reply']}")
     return parsed

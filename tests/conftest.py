@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -107,6 +110,27 @@ async def nats() -> AsyncIterator[Broker]:
 def memory_broker() -> MemoryBroker:
     """A broker in memory."""
     return MemoryBroker()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate authority (ca.crt) and a certificate of 127.0.0.1 (server.crt, server.key)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command line is not installed")
+    folder = tmp_path_factory.mktemp("certs")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    for name in ("ca", "server"):
+        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
+    authority = ("-subj", "/CN=test CA", "-addext", "keyUsage=critical,keyCertSign")
+    openssl("req", "-x509", "-key", "ca.key", "-days", "2", "-out", "ca.crt", *authority)
+    openssl("req", "-new", "-key", "server.key", "-subj", "/CN=localhost", "-out", "server.csr")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san", "-days", "2")
+    openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.crt")
+    return folder
 
 
 @pytest.fixture(params=["memory", "mosquitto-5", "mosquitto-3.1.1", "nats-3.1.1"])

@@ -61,7 +61,7 @@ class Cable:
     """A TCP relay in front of a broker: it can be pulled, plugged in again, or stop carrying."""
 
     def __init__(self, info: BrokerInfo) -> None:
-        self._target = (info.host, info.port)
+        self.target = (info.host, info.port)
         self._server: asyncio.Server | None = None
         self._ends: set[_End] = set()
         self._held = False
@@ -79,7 +79,7 @@ class Cable:
 
     async def plug(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _End(self._ends, self._target), "127.0.0.1", self.port)
+        self._server = await loop.create_server(lambda: _End(self._ends, self.target), "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def pull(self) -> None:

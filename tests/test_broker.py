@@ -434,27 +434,6 @@ async def test_open_mosquitto_configurations_start(name: str, tmp_path: Path) ->
             await receiver.until("hello")
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority (ca.crt) and a certificate of 127.0.0.1 (server.crt, server.key)."""
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command line is not installed")
-    folder = tmp_path_factory.mktemp("certs")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for name in ("ca", "server"):
-        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
-    authority = ("-subj", "/CN=test CA", "-addext", "keyUsage=critical,keyCertSign")
-    openssl("req", "-x509", "-key", "ca.key", "-days", "2", "-out", "ca.crt", *authority)
-    openssl("req", "-new", "-key", "server.key", "-subj", "/CN=localhost", "-out", "server.csr")
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san", "-days", "2")
-    openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.crt")
-    return folder
-
-
 @asynccontextmanager
 async def production(tmp_path: Path, certificates: Path) -> AsyncIterator[BrokerInfo]:
     """mosquitto.production.conf with its ACL, our certificates and a user per name of USERS."""

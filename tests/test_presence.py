@@ -27,7 +27,7 @@ FUTURE = 9_999_999_999_999
 async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     """Each of the brokers that are processes, with the MQTT version that they speak best."""
     try:
-        find_broker(request.param)
+        await asyncio.to_thread(find_broker, request.param)
     except BrokerError as error:
         pytest.skip(str(error))
     async with running(request.param) as broker:

@@ -34,9 +34,10 @@ def _app() -> Callable[..., None]:
     try:
         from mqttcollab.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        sys.exit(f"error: the command line needs {error.name}: pip install 'mqttcollab[cli]'")
+        sys.exit(f"error: the command line needs {package}: pip install 'mqttcollab[cli]'")
     return app
 
 

@@ -106,7 +106,9 @@ def ask(
         str | None,
         typer.Option(help="Ask this service (or filter, knowledge.gpt/medicine/#) instead of an orchestrator."),
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="Ask this agent of it.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="Ask this agent; it need not be told which service if it has one only.")
+    ] = None,
     ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until the question is void.")] = 30.0,
     name: Annotated[
         str | None, typer.Option(help="Who asks; default: the broker's user name, else a random one.")
@@ -135,9 +137,11 @@ def agents(
 
 @app.command()
 def sub(
-    filters: Annotated[list[str] | None, typer.Argument(metavar="[FILTER]...", help="MQTT filters; default: #")] = None,
+    filters: Annotated[list[str] | None, typer.Argument(metavar="FILTER", help="MQTT filters; default: #")] = None,
     count: Annotated[int | None, typer.Option("--count", "-C", min=1, help="End after so many messages.")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", "-W", min=0.001, help="End after so long.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", "-W", min=0.001, help="End after so many seconds.")
+    ] = None,
     retained: Annotated[bool, typer.Option(help="Also show what was retained before.")] = True,
     broker: Url = None,
     as_json: AsJson = False,
@@ -170,7 +174,7 @@ def orchestrator(
 def agent(
     fleet: Fleet,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which of its devices; default: all.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Which of its devices; default: all.")
     ] = None,
     broker: Url = None,
 ) -> None:
@@ -204,7 +208,7 @@ def broker(
 
 @app.command()
 def schema(
-    type_: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="One type; default: all.")] = None,
+    type_: Annotated[str | None, typer.Argument(metavar="TYPE", help="One type; default: all.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a file per type into this folder.")] = None,
 ) -> None:
     """Print the JSON Schema of the messages, for those who write devices without this library."""

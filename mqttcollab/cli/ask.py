@@ -9,11 +9,12 @@ from rich.status import Status
 
 from mqttcollab.agent import Agent
 from mqttcollab.cli.client import running_client
+from mqttcollab.cli.filters import check_filter
 from mqttcollab.cli.show import answer_lines, clean, console, print_json, step_line
 from mqttcollab.config import BrokerAddress
 from mqttcollab.errors import ConfigError, RequestError
 from mqttcollab.messages import Reply, Step
-from mqttcollab.topics import ORCHESTRATION, check_agent
+from mqttcollab.topics import ORCHESTRATION, check_agent, check_service
 
 
 async def ask_question(
@@ -29,6 +30,8 @@ async def ask_question(
     """Asks and shows the steps and the text as they come, then the rest of the answer."""
     if agent is not None:
         agent = check_agent(agent.removeprefix("@"))
+    if service is not None:
+        (check_filter if "+" in service or "#" in service else check_service)(service)
     async with running_client(broker, name) as me:
         if service is None:
             service = await _only_service(me, agent) if agent is not None else ORCHESTRATION

@@ -15,7 +15,7 @@ from typing import Self
 
 from mqttcollab.config import BROKER_VARIABLE
 
-_STOP_LIMIT_S = 15.0
+_STOP_LIMIT_S = 8.0
 _KEPT_LINES = 50
 _LOG_LINE = re.compile(r"^[\d-]{10} [\d:,]{8,12} (?:WARNING|ERROR) ")
 
@@ -94,7 +94,7 @@ class Children:
         return child
 
     async def stop(self) -> None:
-        """SIGTERM to those that run, all at once; SIGKILL to one that does not end within 15 s."""
+        """SIGTERM to those that run, all at once; SIGKILL to one that does not end within 8 s."""
         self._stopping = True
         running = [child for child in self.all if not child.ended]
         for child in running:

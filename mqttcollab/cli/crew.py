@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mqttcollab.cli.children import Child, Children
-from mqttcollab.cli.show import warn
+from mqttcollab.cli.show import errors, warn
 from mqttcollab.errors import BrokerError, ConfigError
 
 ORCHESTRATOR = "orchestrator"
@@ -80,6 +81,8 @@ class Crew:
             self._online.add(child.name)
             self._say(f"  {found[0]}")
             self._news.set()
+        elif logging.getLogger().isEnabledFor(logging.INFO):
+            errors.print(f"{child.name}: {line}", markup=False)
         elif found := _TROUBLE.search(line):
             warn(f"{child.name}: {found[1]}")
 

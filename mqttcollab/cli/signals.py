@@ -37,7 +37,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     try:
         return asyncio.run(cancellable())
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Exception):
         if not received:
             raise
         raise SystemExit(128 + received[0]) from None

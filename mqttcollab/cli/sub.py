@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import sys
 import threading
 import time
@@ -14,9 +13,10 @@ from typing import Any
 
 from mqttcollab.cli import show
 from mqttcollab.cli.client import running_client
+from mqttcollab.cli.filters import check_filter
 from mqttcollab.cli.show import clean, console, errors, safe
 from mqttcollab.codec import decode_map
-from mqttcollab.errors import MessageError, TopicError
+from mqttcollab.errors import MessageError
 from mqttcollab.transport.base import TransportMessage
 
 _SHOWN_ELEMENTS = 4
@@ -53,17 +53,6 @@ async def subscribe(
             interrupted = False
         finally:
             printer.stop(discard=interrupted)
-
-
-def check_filter(name: str) -> None:
-    """Raises TopicError for what is no MQTT filter; some brokers would just hang up."""
-    levels = name.split("/")
-    if not re.fullmatch(r"[^\x00\ud800-\udfff]+", name) or len(name.encode()) > 65535:
-        raise TopicError(f"{name[:80]!r} is no MQTT filter: use 1 to 65535 bytes of UTF-8, such as data.gpt/#")
-    if "#" in name and (name.count("#") > 1 or levels[-1] != "#"):
-        raise TopicError(f"{name[:80]!r} is no MQTT filter: # stands alone in the last level, as in data.gpt/#")
-    if any("+" in level and level != "+" for level in levels):
-        raise TopicError(f"{name[:80]!r} is no MQTT filter: + stands alone in its level, as in slm/agents/+/status")
 
 
 class Printer:

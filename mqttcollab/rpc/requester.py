@@ -125,9 +125,10 @@ class Requester:
         self._calls[request.id] = call
         try:
             async with asyncio.timeout(min(ttl_s, idle_s or ttl_s)) as call.timer:
-                if not await self.transport.publish(message):
-                    if not self._repeating:
-                        raise _nobody(topic)
+                reached = await self.transport.publish(message)
+                if not reached and not self._repeating:
+                    raise _nobody(topic)
+                if self._repeating and not (reached and self.transport.mqtt5):  # 3.1.1 does not tell
                     call.doubtful = True
                 call.sent = True
                 return (await call.done).raise_for_error()

@@ -31,6 +31,10 @@ class _State(Enum):
     CLOSED = auto()
 
 
+class _NoMqtt5(ConnectError):
+    """The broker does not know MQTT 5, or so it seems."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observer:
     """What a session tells, on the event loop.
@@ -88,6 +92,7 @@ class Session:
         self._subscribing: dict[int, asyncio.Future[list[Reason]]] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._tick: asyncio.TimerHandle | None = None
+        self._greeted = False
 
     @property
     def online(self) -> bool:
@@ -198,6 +203,21 @@ class Session:
 
     async def _open(self, *, strict: bool) -> None:
         """One attempt; `strict` raises SubscribeError for a refused subscription, else it is logged."""
+        try:
+            await self._greet()
+        except _NoMqtt5:
+            newer, self.link = self.link, self._make_link(4)
+            try:
+                await self._greet()
+            except ConnectError:
+                self.link = newer
+                raise
+            self._observer.replaced(f"the broker at {self.broker} was replaced by one without MQTT 5")
+        self._greeted = True
+        await self._welcome(strict)
+
+    async def _greet(self) -> None:
+        """Dials and waits for the broker's answer."""
         self._state = _State.CONNECTING
         self._lost.clear()
         self._accepted: asyncio.Future[tuple[Reason, int | None, int | None]] = self._loop.create_future()
@@ -205,21 +225,23 @@ class Session:
             await self.link.dial()
         except (OSError, ValueError) as error:
             raise ConnectError(f"broker {self.broker} can't be reached: {_words(error)}") from None
+        may_fall_back = self.link.version == 5 and self.broker.version == "auto"
         try:
             reason, receive_maximum, maximum_packet = await asyncio.wait_for(self._accepted, self._options.timeout_s)
         except TimeoutError:
             self.link.hang_up()
             raise ConnectError(f"broker {self.broker} accepts connections but does not answer") from None
+        except ConnectError as error:
+            if may_fall_back and not self._greeted:  # nats-server's WebSocket breaks off instead of answering
+                raise _NoMqtt5(str(error)) from None
+            raise
         if reason.failure:
             self.link.hang_up()
-            if reason.code == _UNSUPPORTED_VERSION and self.link.version == 5 and self.broker.version == "auto":
-                self.link = self._make_link(4)
-                self._observer.replaced(f"the broker at {self.broker} was replaced by one without MQTT 5")
-                return await self._open(strict=strict)
+            if may_fall_back and reason.code == _UNSUPPORTED_VERSION:
+                raise _NoMqtt5(reason.text)
             raise ConnectError(f"broker {self.broker} refuses {self._client_id!r}: {reason.text}", refused=True)
         self.window = min(self._options.window, receive_maximum or self._options.window)
         self.maximum_packet = min(self._options.maximum_packet, maximum_packet or self._options.maximum_packet)
-        await self._welcome(strict)
 
     async def _welcome(self, strict: bool) -> None:
         self._state = _State.ONLINE
@@ -234,6 +256,8 @@ class Session:
             raise SubscribeError(self.refusal(refused))
         if refused:
             _log.error("%s", self.refusal(refused))
+        if not self.online:  # it broke after the broker's answer and before we came to read it
+            raise ConnectError(f"broker {self.broker} broke the connection")
         self._online.set()
         self._observer.up()
 
