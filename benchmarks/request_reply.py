@@ -16,9 +16,9 @@ from benchmarks.common import Benchmark, Result, aim, line_of, python, ratio, sh
 from benchmarks.contenders import MAX_IN_FLIGHT, OURS, PEERS, Contender
 from mqttcollab.broker import Broker
 
-ROUNDS = 7
-LATENCY_S = 0.6
-THROUGHPUT_S = 1.0
+ROUNDS = 11
+LATENCY_S = 0.4
+THROUGHPUT_S = 0.7
 WARM_UP_S = 0.3
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
-from mqttcollab.errors import RequestError
+from mqttcollab.errors import DeadlineExceeded, RequestError
 from mqttcollab.messages import Reply
 from mqttcollab.rpc import Requester
 from mqttcollab.topics import check_service, request_topic
@@ -76,9 +76,15 @@ class Peers:
         Raises:
             RequestError: nobody offers it, or the last one asked did not answer.
         """
+        if service is not None and not _is_filter(service):
+            check_service(service)
         deadline = asyncio.get_running_loop().time() + limits.ttl_s
         direct = _direct(service, agent)
-        targets = [direct] if direct is not None else await self._targets(question, service, agent)
+        try:
+            async with asyncio.timeout_at(deadline):
+                targets = [direct] if direct is not None else await self._targets(question, service, agent)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no connection to the broker within {limits.ttl_s:g} s") from None
         for left, (name, peer) in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
             left_ms = int(1000 * (deadline - asyncio.get_running_loop().time()))
             request = self._requester.new_request(question, service=name, ttl_ms=max(1, left_ms), **fields)
@@ -98,8 +104,6 @@ class Peers:
     async def _targets(
         self, question: str | dict[str, Any], service: str | None, agent: str | None
     ) -> list[tuple[str, str]]:
-        if service is not None and not _is_filter(service):
-            check_service(service)
         registry = await self.follow()
         own = self._requester.name
         offers = [

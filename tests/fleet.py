@@ -42,7 +42,7 @@ def on(place: Setup | MemoryBroker) -> TransportFactory:
     """What `Agent.start` takes instead of a URL."""
     if isinstance(place, MemoryBroker):
         return lambda name, will: MemoryTransport(place, name, will=will)
-    return lambda name, will: place.client(name, will=will)
+    return lambda name, will: place.client(name, will=will, options=QUICK_SESSION)
 
 
 def echo_agent(name: str = "echo-1", service: str = ECHO, **options: Any) -> Agent:
@@ -115,6 +115,15 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    async def says(self, words: str) -> None:
+        """Waits until it has printed something."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(LIMIT_S):
+            while words not in self.output:
+                line = await self._process.stdout.readline()
+                assert line, f"it ended without saying {words!r}: {self.output}"
+                self.output += line.decode()
 
     async def ended(self) -> int:
         """Its exit code; what it printed is in `output` then."""

@@ -148,7 +148,7 @@ class _End(asyncio.Protocol):
         if self._dialling is not None:
             self._dialling.cancel()
         if self._other is not None:
-            self._other.transport.abort()
+            self._other.transport.close()  # behind what it still has to write
 
 
 class Setup(ABC):

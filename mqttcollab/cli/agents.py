@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from mqttcollab.cli.client import running_client
-from mqttcollab.cli.show import clean, console, print_json, safe, warn
+from mqttcollab.cli.show import clean, console, print_json, print_plain, safe, warn
 from mqttcollab.cms.registry import AgentView, Change, Registry
 
 _TABLE_WIDTH = 79
@@ -42,11 +42,13 @@ def show_now(registry: Registry, *, as_json: bool) -> None:
         console.print("No agent is online.")
     elif not console.is_terminal:
         for row in _rows(views):
-            console.print("\t".join(clean(cell) for cell in row), markup=False)
+            print_plain("\t".join(clean(cell) for cell in row))
     elif console.width < _TABLE_WIDTH:
         for name, status, service, running, queued, _done, place in _rows(views):
             console.print(f"[bold]{safe(name)}[/] {safe(service)}")
-            console.print(f"  {status}, {running} running, {queued} queued, {safe(place)}")
+            console.print(f"  {status}, {running} running, {queued} queued")
+            if place != "-":
+                console.print(f"  {safe(place)}")
     else:
         console.print(_table(views))
     for topic, problem in list(registry.problems.items())[:_MOST_PROBLEMS]:

@@ -75,7 +75,8 @@ class Demo:
                 f"already online at {BrokerAddress.parse(broker)}: {', '.join('@' + name for name in taken)}; "
                 "leave --broker away to start a fleet of your own, or ask the one there with `mqttcollab ask`"
             )
-        self.say(f"Starting the devices of {self.fleet} ({', '.join(self.tables)}) and an orchestrator …")
+        many = f"{len(self.tables)} devices" if len(self.tables) > 1 else "1 device"
+        self.say(f"Starting {many} of {self.fleet} and an orchestrator …")
         with self.view.status("starting …"):
             await crew.start(self.fleet, list(self.tables), broker)
             await registry.settle()
@@ -172,7 +173,8 @@ def _own_command() -> str:
 def _result(
     question: str, reply: Reply | None, timeline: Timeline, alone: str | None, elapsed_ms: float, failure: str
 ) -> dict[str, Any]:
-    steps = reply.steps if reply is not None and reply.steps else timeline.steps
+    steps = reply.steps if reply is not None else timeline.steps
+    steps = sorted(steps, key=lambda step: (step.start_ms or 0) + (step.elapsed_ms or 0))  # as they ended
     result: dict[str, Any] = {
         "question": question,
         "answer": reply.output if reply else None,

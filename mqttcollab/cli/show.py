@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +13,9 @@ from rich.markup import escape
 
 from mqttcollab.messages import Reply, Source, Step
 
-console = Console(highlight=False, soft_wrap=True, emoji=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+# A terminal gets lines broken between words, a pipe gets them whole.
+console = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty(), stderr=True)
 
 # C0 and C1 but tab and newline: what came over the network is not to command the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -39,7 +41,12 @@ def as_json(content: Any) -> str:
 
 def print_json(content: Any) -> None:
     """One line of JSON on standard output."""
-    print(as_json(content), flush=True)  # noqa: T201
+    print_plain(as_json(content))
+
+
+def print_plain(text: str) -> None:
+    """Text for programs, as it is (rich would widen tabs)."""
+    print(text, flush=True)  # noqa: T201
 
 
 def warn(text: str) -> None:

@@ -135,9 +135,9 @@ class Printer:
     def _print(self, batch: list[TransportMessage]) -> None:
         text = "\n".join(line(message, as_json=self._as_json) for message in batch)
         if self._as_json or not console.is_terminal:
-            print(text, flush=True)  # noqa: T201
+            show.print_plain(text)
         else:
-            console.print(text)
+            console.print(text, soft_wrap=True)
 
     def _say_dropped(self) -> None:
         if self._dropped:

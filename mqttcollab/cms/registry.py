@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mqttcollab.cms.views import AgentView, Change, ChangeKind, Match, Offer
 from mqttcollab.codec import decode
-from mqttcollab.errors import ConfigError, MessageError, TopicError, TransportError
+from mqttcollab.errors import ConfigError, MessageError, SubscribeError, TopicError, TransportError
 from mqttcollab.messages import Load, Message, Profile, ServiceRecord
 from mqttcollab.topics import matches, parse, parse_status, record_filters
-from mqttcollab.transport.base import Transport, TransportMessage
+from mqttcollab.transport.base import Handler, Transport, TransportMessage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,18 +61,22 @@ class Registry:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     async def start(self) -> None:
         """Subscribes; may come before the transport is connected."""
-        await self._transport.subscribe("slm/agents/+/status", self._on_status)
-        await self._transport.subscribe("slm/agents/+/profile", self._on_profile)
-        await self._transport.subscribe("slm/agents/+/load", self._on_load, qos=0)
-        await self._transport.subscribe("slm/models/#", self._on_model)
         if self._sweeper is None:
             self._sweep()
+            self._transport.on_connected(self._wake)
+        await self._subscribe(["slm/agents/+/status"], self._on_status)
+        await self._subscribe(["slm/agents/+/profile"], self._on_profile)
+        await self._subscribe(["slm/agents/+/load"], self._on_load, qos=0)
+        await self._subscribe(["slm/models/#"], self._on_model)
 
     async def stop(self) -> None:
         """Ends what runs in the background; the subscriptions end with the connection."""
+        self._stopped = True
+        self._wake_up()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -81,7 +85,14 @@ class Registry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def settle(self, timeout_s: float = 2.0) -> None:
-        """Waits until the retained messages are in: nothing has changed for 0.15 s (at most `timeout_s`)."""
+        """Waits until the retained messages are in: nothing has changed for 0.15 s (at most `timeout_s`).
+
+        Without a connection it first waits for one; raises TransportError if the registry is stopped meanwhile.
+        """
+        while not self._transport.online:
+            if self._stopped:
+                raise TransportError("the registry was stopped")
+            await self._changed.wait()
         deadline = asyncio.get_running_loop().time() + timeout_s
         while asyncio.get_running_loop().time() < deadline:
             try:
@@ -203,7 +214,7 @@ class Registry:
             if before is not None and before.state != "offline":
                 self._drop_records(view)
         elif not was_present:
-            self._background(lambda: self._transport.subscribe(record_filters(name), self._on_record))
+            self._background(lambda: self._subscribe(record_filters(name), self._on_record))
         return None
 
     def _on_profile(self, message: TransportMessage) -> None:
@@ -331,8 +342,22 @@ class Registry:
 
     def _note(self, kind: ChangeKind, agent: str, service: str = "") -> None:
         self._changes.append(Change(self.version + 1, kind, agent, service))
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _wake(self) -> None:
+        self._wake_up()
+
+    async def _subscribe(self, filters: list[str], handler: Handler, *, qos: int = 1) -> None:
+        try:
+            await self._transport.subscribe(filters, handler, qos=qos)
+        except SubscribeError:
+            raise
+        except TransportError:  # the connection broke meanwhile: the next one brings it
+            _log.debug("the connection broke while the registry subscribed to %s", filters)
 
     def _background(self, work: Callable[[], Awaitable[None]]) -> None:
         async def run() -> None:

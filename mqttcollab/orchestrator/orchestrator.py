@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
+_NO_SPECIALIST = "(Nobody here specialises in this question: a general model answered it, unverified.)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,9 @@ class Orchestrator(Service):
         except BaseException as error:
             progress.say(task, "status", f"failed {_failure(error)}")
             raise
+        if any(step.service == self.options.fallback for step in plan):
+            answer.text += "\n" + _NO_SPECIALIST
+            answer.missing.append(_NO_SPECIALIST)
         progress.say(task, "answer", answer.text)
         progress.say(task, "status", "done")
         yield answer

@@ -162,7 +162,12 @@ class Requester:
             await asyncio.gather(answer, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Waits up to a second for what is still being sent in the background, such as cancels."""
+        """Gives up what is still asked, and waits up to a second for what is being sent, such as the cancels."""
+        for call in self._calls.values():
+            if not call.done.done():
+                call.done.set_exception(TransportError(f"@{self.name} stopped before {call.topic} answered"))
+                call.done.exception()  # whoever asked sees it, if nothing else ends the call before
+                self._cancel(call.topic, call.request.id)
         if self._background:
             await asyncio.wait(self._background, timeout=1)
         for task in list(self._background):

@@ -227,7 +227,8 @@ class Session:
             raise ConnectError(f"broker {self.broker} can't be reached: {_words(error)}") from None
         may_fall_back = self.link.version == 5 and self.broker.version == "auto"
         try:
-            reason, receive_maximum, maximum_packet = await asyncio.wait_for(self._accepted, self._options.timeout_s)
+            async with asyncio.timeout(self._options.timeout_s):
+                reason, receive_maximum, maximum_packet = await self._accepted
         except TimeoutError:
             self.link.hang_up()
             raise ConnectError(f"broker {self.broker} accepts connections but does not answer") from None
@@ -246,7 +247,8 @@ class Session:
     async def _welcome(self, strict: bool) -> None:
         self._state = _State.ONLINE
         try:
-            refused = await asyncio.wait_for(self.subscribe(list(self._filters)), self._options.timeout_s)
+            async with asyncio.timeout(self._options.timeout_s):
+                refused = await self.subscribe(list(self._filters))
         except SubscribeError:
             raise
         except (TimeoutError, TransportError) as error:
