@@ -98,7 +98,7 @@ class Declaration:
         Raises:
             ConfigError: its name does not parse or is taken on this agent, or a field of it is out of range.
         """
-        record = record_of(service, self.name, self.place, self.options.heartbeat_s)
+        record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder)
         if record.service in self.services:
             raise ConfigError(f"@{self.name} has a service {record.service} already")
         self.services[record.service] = service
@@ -154,5 +154,5 @@ class Declaration:
             for key, value in facts.items():
                 yield TransportMessage(slm_topic("models", model, key), str(value).encode(), retain=True)
         for service in self.services.values():
-            record = record_of(service, self.name, self.place, self.options.heartbeat_s)
+            record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder)
             yield typed(record_topic(service.name, self.name), record, retain=True)

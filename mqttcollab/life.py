@@ -120,6 +120,7 @@ class Life:
             failed=sum(s.failed for s in stats),
             rejected=self.responder.rejected,
             last_rejection=self.responder.last_rejection,
+            tokens_per_s=max((s.tokens_per_s for s in stats if s.tokens_per_s is not None), default=None),
             battery=self._agent.battery,
             heartbeat_s=self._agent.options.heartbeat_s,
             time_ms=time.time_ns() // 1_000_000,

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
@@ -15,6 +15,9 @@ from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Usage
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
+
+if TYPE_CHECKING:
+    from mqttcollab.runtimes.base import Embedder
 
 
 @dataclass(slots=True)
@@ -80,7 +83,9 @@ class Service(ABC):
         """Called when the agent stops, while it is still connected."""
 
 
-def record_of(service: Service, agent: str, place: str | None, heartbeat_s: float) -> ServiceRecord:
+def record_of(
+    service: Service, agent: str, place: str | None, heartbeat_s: float, embedder: Embedder | None = None
+) -> ServiceRecord:
     """The record that announces a service; raises ConfigError where a field is missing or out of range."""
     name = getattr(service, "name", None)
     if not isinstance(name, str):
@@ -98,6 +103,8 @@ def record_of(service: Service, agent: str, place: str | None, heartbeat_s: floa
             price_usd=service.price_usd,
             place=place,
             heartbeat_s=heartbeat_s,
+            embedding_model=embedder.model if embedder is not None else None,
+            dimension=embedder.dimension if embedder is not None else None,
         )
     except ValidationError as error:
         raise ConfigError(f"@{agent}: the service {name} is not valid: {first_line(error)}") from None

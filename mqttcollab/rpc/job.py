@@ -28,6 +28,7 @@ class ServiceStats:
     completed: int = 0
     failed: int = 0
     seconds: float = 0.5  # moving average of a request's run time; half a second until the first is done
+    tokens_per_s: float | None = None  # of the last answer of a language model, reading the prompt included
 
     def retry_after_ms(self) -> int:
         """When a slot may be free again, in milliseconds."""

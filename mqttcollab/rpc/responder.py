@@ -206,6 +206,8 @@ class Responder:
             reply = error_reply(job.request.id, RequestError("internal", text))
         ended = asyncio.get_running_loop().time()
         service.stats.seconds += 0.2 * (ended - started - service.stats.seconds)
+        if reply.usage is not None and reply.usage.completion_tokens:
+            service.stats.tokens_per_s = round(reply.usage.completion_tokens / max(1e-6, ended - started), 1)
         reply.timing = Timing(
             queued_ms=round((started - job.received) * 1000, 3), elapsed_ms=round((ended - started) * 1000, 3)
         )

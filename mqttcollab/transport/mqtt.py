@@ -106,18 +106,19 @@ class MqttTransport:
 
     async def publish(self, message: TransportMessage, *, bulk: bool = False) -> bool:
         """See `Transport`."""
+        session = self._session
         packed = pack_properties(message) if self.mqtt5 else b""
         size = len(packed) + len(message.payload) + len(message.topic.encode()) + 9
-        if size > self._session.maximum_packet:
-            limit = self._session.maximum_packet
+        if size > session.maximum_packet:
+            limit = session.maximum_packet
             raise TooLarge(f"{message.topic}: {size} bytes are over the limit of {limit} (the broker's, or ours)")
         if message.qos == 0:
             return await self._publish_unacknowledged(message, packed, bulk)
         if not self._window.try_acquire(bulk):
             await self._window.acquire(bulk)
         try:
-            while not self._session.online:
-                await self._session.wait_online()
+            while not session.online:
+                await session.wait_online()
             done: asyncio.Future[int] = self._loop.create_future()
             self._publishing[self._send(message, packed)] = done
         except BaseException:

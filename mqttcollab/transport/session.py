@@ -197,7 +197,7 @@ class Session:
                 pause = self._pause(attempt)
                 if error.refused or (deadline is not None and self._loop.time() + pause > deadline):
                     raise
-                _log.warning("%s; trying again in %.1f s", error, pause)
+                self._complain(attempt + 1, f"{error}; trying again")
             attempt += 1
             await asyncio.sleep(pause)
 
@@ -275,11 +275,15 @@ class Session:
                         await self._open(strict=False)
                     except ConnectError as error:
                         self._drop()
-                        _log.warning("%s; trying again", error)
+                        self._complain(attempt, f"{error}; trying again")
         except Exception as error:  # nobody else would hear that the connection will not come back
             _log.exception("the connection to %s can't be mended", self.broker)
             if not self._failure.done():
                 self._failure.set_exception(TransportError(f"the connection to {self.broker} is lost: {error!r}"))
+
+    def _complain(self, attempt: int, what: str) -> None:
+        # A fleet without its broker tries every few seconds; the first failure and every tenth are enough to know.
+        _log.log(logging.WARNING if attempt % 10 == 1 else logging.DEBUG, "%s", what)
 
     def _pause(self, attempt: int) -> float:
         return backoff(attempt, self._options.backoff_s, self._options.backoff_max_s)
