@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from harness import LIMIT_S, Setup
+from harness import LIMIT_S, Setup, eventually
 
-from mqttcollab import Agent, AgentOptions, Registry, Request
+from mqttcollab import Agent, AgentOptions, Request
 from mqttcollab.agent import TransportFactory
 from mqttcollab.transport.base import Transport, TransportMessage
 from mqttcollab.transport.memory import MemoryBroker, MemoryTransport
@@ -71,11 +71,15 @@ async def together(place: Setup | MemoryBroker | str, *agents: Agent) -> AsyncIt
         yield await stack.enter_async_context(client().running(broker))
 
 
-async def known(registry: Registry, condition: Callable[[], Any]) -> None:
-    """Waits until the registry knows something."""
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await registry.changed()
+async def known(condition: Callable[[], Any]) -> None:
+    """Waits until something is so that may depend on agents of which the registry has not heard yet."""
+
+    def met() -> bool:
+        with contextlib.suppress(KeyError, IndexError):
+            return bool(condition())
+        return False
+
+    await eventually(met)
 
 
 class Watcher:

@@ -472,9 +472,28 @@ async def test_stopping_cancels_what_takes_too_long(setup: Setup) -> None:
         ask = asyncio.create_task(asker.ask("?", service=ECHO, agent="a"))
         await begun.wait()
         await agent.stop()
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RequestError, match="@a stopped before it was done") as caught:
             await ask
         assert caught.value.code == "cancelled"
+
+
+async def test_a_handler_is_told_the_time_that_is_left_after_waiting(memory_broker: MemoryBroker) -> None:
+    agent, gate, left = Agent("a"), asyncio.Event(), []
+
+    @agent.service(ECHO)
+    async def wait(request: Request) -> str:
+        left.append(request.ttl_ms)
+        await gate.wait()
+        return "ok"
+
+    async with together(memory_broker, agent) as asker:
+        asks = [asyncio.create_task(asker.ask("?", service=ECHO, agent="a", ttl_s=10)) for _ in range(2)]
+        await eventually(lambda: len(left) == 1)
+        await asyncio.sleep(0.2)
+        gate.set()
+        await asyncio.gather(*asks)
+    assert left[1] <= 9800
+    assert left[1] < left[0] <= 10_000
 
 
 async def test_busy_says_when_to_come_back_and_the_load_shows_it(setup: Setup) -> None:

@@ -172,7 +172,7 @@ async def test_the_least_loaded_is_asked(setup: Setup) -> None:
         await begun.wait()
         await eventually(lambda: (load := registry.agents["busy-1"].load) is not None and load.running == 1)
         async with echo_agent("free-1").running(on(setup)):
-            await known(registry, lambda: len(registry.offers(ECHO)) == 2)
+            await known(lambda: len(registry.offers(ECHO)) == 2)
             for _ in range(3):
                 assert (await asker.ask("?", service=ECHO)).agent == "free-1"
             gate.set()
@@ -240,7 +240,7 @@ async def test_another_is_asked_where_the_first_is_lost(setup: Setup) -> None:
     agents = {name: blocked(name, gate) for name in ("a", "b")}
     async with together(setup, *(agent for agent, _ in agents.values())) as asker:
         registry = await asker.follow()
-        await known(registry, lambda: len(registry.offers(ECHO)) == 2)
+        await known(lambda: len(registry.offers(ECHO)) == 2)
         agent, begun = agents.pop(registry.offers(ECHO)[0].agent.name)
         [(other, (_, taken_over))] = agents.items()
         ask = asyncio.create_task(asker.ask("?", service=ECHO))
@@ -287,7 +287,7 @@ async def test_a_first_question_while_the_broker_is_away_waits_for_it(setup: Set
         except RequestError as error:  # the agent took longer to come back than we did
             assert error.code == "no_capability"
             registry = await asker.follow()
-            await known(registry, lambda: registry.offers(ECHO))
+            await known(lambda: registry.offers(ECHO))
             assert (await asker.ask("hello", service=ECHO)).output == "@echo-1: hello"
 
 

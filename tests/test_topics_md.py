@@ -31,7 +31,7 @@ from mqttcollab.messages import (
     Embedding,
     ServiceRecord,
 )
-from mqttcollab.rpc import responder
+from mqttcollab.rpc import answered
 from mqttcollab.schema import schemas
 from mqttcollab.topics import (
     KEY_RE,
@@ -185,7 +185,7 @@ def test_error_codes() -> None:
 def test_limits() -> None:
     options = AgentOptions()
     [description] = [m for m in ServiceRecord.model_fields["description"].metadata if hasattr(m, "max_length")]
-    remembered = (responder._REMEMBERED_REPLIES, responder._REMEMBERED_BYTES, int(responder._REMEMBER_S))
+    remembered = (answered.MOST_REPLIES, answered.MOST_BYTES, int(answered.KEEP_S))
     expected: dict[str, tuple[float, ...]] = {
         "payload": (MAX_PAYLOAD,),
         "levels": (MAX_LEVELS,),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
 from mqttcollab.cms.views import Offer
-from mqttcollab.errors import RequestError
+from mqttcollab.errors import ConfigError, RequestError
 from mqttcollab.messages import ContextItem, Reply, Request, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.classify import Classifier, Relevant, by_similarity
@@ -50,13 +50,19 @@ class OrchestratorOptions:
 
 
 class Orchestrator(Service):
-    """Answers `computation.gpt/orchestration` through an agent that has an embedder."""
+    """Answers `computation.gpt/orchestration` through an agent that has an embedder.
+
+    Raises:
+        ConfigError: the agent has none.
+    """
 
     name = ORCHESTRATION
     description = "Splits a question among the agents that can help and puts their answers together"
     concurrency = 64
 
     def __init__(self, agent: Agent, options: OrchestratorOptions | None = None) -> None:
+        if agent.embedder is None:
+            raise ConfigError(f"@{agent.name}: an orchestrator finds services by meaning: give its agent an embedder")
         self.options = options or OrchestratorOptions()
         self._agent = agent
         self._classify = self.options.classifier or by_similarity(self.options.threshold)
@@ -100,7 +106,6 @@ class Orchestrator(Service):
             raise
         if any(step.service == self.options.fallback for step in plan):
             answer.text += "\n" + _NO_SPECIALIST
-            answer.missing.append(_NO_SPECIALIST)
         progress.say(task, "answer", answer.text)
         progress.say(task, "status", "done")
         yield answer

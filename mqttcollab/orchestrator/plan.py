@@ -27,7 +27,8 @@ Planner = Callable[[str, Sequence[Relevant]], list[PlannedStep]]
 def data_first(question: str, relevant: Sequence[Relevant]) -> list[PlannedStep]:
     """Data in parallel; then what reasons about it, given the data."""
     data = tuple(r.service for r in relevant if r.service.startswith("data.gpt/"))
-    return [PlannedStep(r.service, r.offers, () if r.service in data else data, r.reason) for r in relevant]
+    steps = [PlannedStep(r.service, r.offers, () if r.service in data else data, r.reason) for r in relevant]
+    return sorted(steps, key=lambda step: bool(step.after))
 
 
 def levels(steps: Sequence[PlannedStep]) -> dict[str, int]:

@@ -7,9 +7,9 @@ from collections import OrderedDict
 
 from mqttcollab.transport.base import TransportMessage
 
-_MOST_REPLIES = 4096
-_MOST_BYTES = 16 << 20
-_KEEP_S = 120.0
+MOST_REPLIES = 4096
+MOST_BYTES = 16 << 20
+KEEP_S = 120.0
 
 Key = tuple[str, str]
 
@@ -29,12 +29,12 @@ class Answered:
     def add(self, key: Key, message: TransportMessage, deadline: float) -> None:
         """Keeps a reply; the oldest go where it gets too much."""
         now = asyncio.get_running_loop().time()
-        self._replies[key] = max(deadline, now + _KEEP_S), message
+        self._replies[key] = max(deadline, now + KEEP_S), message
         self._bytes += len(message.payload)
         while self._replies:
             oldest = next(iter(self._replies))
             until, kept = self._replies[oldest]
-            if now <= until and len(self._replies) <= _MOST_REPLIES and self._bytes <= _MOST_BYTES:
+            if now <= until and len(self._replies) <= MOST_REPLIES and self._bytes <= MOST_BYTES:
                 return
             del self._replies[oldest]
             self._bytes -= len(kept.payload)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -159,7 +160,8 @@ class Responder:
         except asyncio.CancelledError:
             if not job.cancelled:
                 raise
-            reply = error_reply(job.request.id, RequestError("cancelled", "the requester gave the request up"))
+            why = f"@{self.name} stopped before it was done" if self._stopping else "the requester gave the request up"
+            reply = error_reply(job.request.id, RequestError("cancelled", why))
         finally:
             message = self._finish(service, job, reply)
         if message is not None:
@@ -187,6 +189,7 @@ class Responder:
 
     async def _handle(self, service: ServedService, job: Job) -> Reply:
         started = asyncio.get_running_loop().time()
+        job.request.ttl_ms = max(1, math.ceil(1000 * (job.deadline - started)))  # what is left of it for the handler
         try:
             reply = await service.handler(job.request, lambda text, steps: self._send_part(service, job, text, steps))
         except RequestError as error:
