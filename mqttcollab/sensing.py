@@ -33,7 +33,7 @@ class Senses:
     vectors: VectorType
 
     async def observe(self, service: str, text: str, values: dict[str, float], units: dict[str, str]) -> Observation:
-        """Publishes an observation, and the embedding of its text."""
+        """Publishes an observation, and the embedding of its text, which names it and so repeats neither text nor place."""
         topic = data_topic(service, self.agent, "observation")
         try:
             observation = Observation(
@@ -51,7 +51,7 @@ class Senses:
         await self.transport.publish(typed(topic, observation, retain=True))
         if self.embedder is not None and text:
             vector = self.embedder.embed([text])[0].tolist()
-            await self.embed(service, vector, None, text, observation.id)
+            await self.embed(service, vector, None, None, observation.id)
         return observation
 
     async def embed(
@@ -70,7 +70,7 @@ class Senses:
                 vector=list(vector),
                 observation=observation,
                 text=text,
-                place=self.place,
+                place=self.place if observation is None else None,  # the observation says it
                 time_ms=time.time_ns() // 1_000_000,
             )
         except ValidationError as error:

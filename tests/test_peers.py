@@ -52,7 +52,7 @@ def watch() -> Agent:
     return agent
 
 
-def blocked(name: str, gate: asyncio.Event, **options: int) -> tuple[Agent, asyncio.Event]:
+def blocked(name: str, gate: asyncio.Event, **options: float) -> tuple[Agent, asyncio.Event]:
     """An agent that holds its requests until the gate opens, and an event that says that it has one."""
     agent, begun = Agent(name, options=AgentOptions(**options)), asyncio.Event()  # type: ignore[arg-type]
 
@@ -165,7 +165,7 @@ async def test_an_agent_does_not_ask_itself_by_name_or_meaning(memory_broker: Me
 
 async def test_the_least_loaded_is_asked(setup: Setup) -> None:
     gate = asyncio.Event()
-    busy, begun = blocked("busy-1", gate, heartbeat_s=1)
+    busy, begun = blocked("busy-1", gate, heartbeat_s=0.05)
     async with busy.running(on(setup)), client().running(on(setup)) as asker:
         registry = await asker.follow()
         first = asyncio.create_task(asker.ask("?", service=ECHO))
@@ -289,6 +289,25 @@ async def test_a_first_question_while_the_broker_is_away_waits_for_it(setup: Set
             registry = await asker.follow()
             await known(lambda: registry.offers(ECHO))
             assert (await asker.ask("hello", service=ECHO)).output == "@echo-1: hello"
+
+
+async def test_a_first_question_over_a_slow_link_finds_everybody(mosquitto: Broker) -> None:
+    host, port = mosquitto.info.host, mosquitto.info.port
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            asyncio.get_running_loop().call_later(0.1, writer.write, data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, port)
+        await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as slow:
+        url = f"mqtt://127.0.0.1:{slow.sockets[0].getsockname()[1]}"
+        async with echo_agent().running(mosquitto.info.url), client().running(url) as asker:
+            assert (await asker.ask("hello", service=ECHO)).output == "@echo-1: hello"
+        await asyncio.sleep(0.3)  # what the relay still carries
 
 
 async def test_stopping_ends_what_it_asks(setup: Setup) -> None:

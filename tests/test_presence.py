@@ -173,7 +173,7 @@ async def test_the_younger_of_two_with_one_name_stays(setup: Setup) -> None:
             assert late.last[STATUS] == f"online {younger.presence.epoch}".encode()
 
 
-@pytest.mark.parametrize("state", ["online", "offline", "sleeping"])
+@pytest.mark.parametrize("state", ["online", "offline"])
 async def test_a_clock_that_went_back_does_not_keep_an_agent_away(setup: Setup, state: str) -> None:
     """A device without a clock of its own wakes up in the past."""
     await say(setup, "past-life", f"{state} {FUTURE}".encode())

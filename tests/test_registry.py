@@ -302,14 +302,14 @@ async def test_leases(memory_broker: MemoryBroker) -> None:
 async def test_leases_do_not_run_out_while_it_is_we_who_are_away(memory_broker: MemoryBroker) -> None:
     async with following(memory_broker) as (registry, one, _):
         await one.status("online 1")
-        await one.load(heartbeat_s=0.4)
+        await one.load(heartbeat_s=0.2)
         await known(lambda: registry.agents["door-1"].load is not None and registry.agents["door-1"].present)
         seen = registry.version
         await memory_broker.stop()
-        await asyncio.sleep(2.2)  # over two sweeps, and longer than the lease
+        await asyncio.sleep(1.7)  # longer than the lease, and there is a sweep after it
         await memory_broker.start()
         assert registry.agents["door-1"].present
-        await one.load(heartbeat_s=0.4)
+        await one.load(heartbeat_s=0.2)
         await known(lambda: not registry.agents["door-1"].present)  # and now it does
         assert [change.kind for change in registry.changes_since(seen)] == ["offline"]
 

@@ -34,7 +34,8 @@ M = TypeVar("M", bound=Message)
 _MISSED_HEARTBEATS = 3
 _REMEMBERED_CHANGES = 4096
 _REMEMBERED_PROBLEMS = 256
-_QUIET_S = 0.15
+_QUIET_ROUND_TRIPS = 3
+_QUIET_LEAST_S = 0.05
 
 
 class Registry:
@@ -62,6 +63,7 @@ class Registry:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._round_trip_s = 0.0
 
     async def start(self) -> None:
         """Subscribes; may come before the transport is connected."""
@@ -71,7 +73,10 @@ class Registry:
         await self._subscribe(["slm/agents/+/status"], self._on_status)
         await self._subscribe(["slm/agents/+/profile"], self._on_profile)
         await self._subscribe(["slm/agents/+/load"], self._on_load, qos=0)
+        asked = asyncio.get_running_loop().time()
         await self._subscribe(["slm/models/#"], self._on_model)
+        if self._transport.online:
+            self._round_trip_s = asyncio.get_running_loop().time() - asked
 
     async def stop(self) -> None:
         """Ends what runs in the background; the subscriptions end with the connection."""
@@ -85,18 +90,26 @@ class Registry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def settle(self, timeout_s: float = 2.0) -> None:
-        """Waits until the retained messages are in: nothing has changed for 0.15 s (at most `timeout_s`).
+        """Waits until the retained messages are in: nothing has changed for three round trips, and at least 50 ms.
 
-        Without a connection it first waits for one; raises TransportError if the registry is stopped meanwhile.
+        A broker sends them by and by, as we acknowledge. Without a connection it first waits for one.
+
+        Args:
+            timeout_s: what is waited at most where changes don't end.
+
+        Raises:
+            TransportError: the registry was stopped meanwhile.
         """
         while not self._transport.online:
             if self._stopped:
                 raise TransportError("the registry was stopped")
             await self._changed.wait()
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while asyncio.get_running_loop().time() < deadline:
+        loop = asyncio.get_running_loop()
+        quiet_s = max(_QUIET_LEAST_S, _QUIET_ROUND_TRIPS * self._round_trip_s)
+        deadline = loop.time() + max(timeout_s, 2 * quiet_s)
+        while loop.time() < deadline:
             try:
-                async with asyncio.timeout(_QUIET_S):
+                async with asyncio.timeout(quiet_s):
                     await self.changed()
             except TimeoutError:
                 return

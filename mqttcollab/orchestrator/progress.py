@@ -14,6 +14,7 @@ from mqttcollab.transport.base import Transport, TransportMessage
 _log = logging.getLogger(__name__)
 
 _KEPT_TASKS = 64
+_BATCH = 64
 _EXPIRY_S = 3600
 
 
@@ -63,10 +64,15 @@ class Progress:
 
     async def _write(self) -> Any:
         while True:
-            message = await self._queue.get()
-            try:
-                await self._transport.publish(message, bulk=True)
-            except MqttCollabError as error:
-                _log.warning("%s was not published: %s", message.topic, error)
-            finally:
+            batch = [await self._queue.get()]
+            while len(batch) < _BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            await asyncio.gather(*(self._publish(message) for message in batch))  # sent in this order
+            for _ in batch:
                 self._queue.task_done()
+
+    async def _publish(self, message: TransportMessage) -> None:
+        try:
+            await self._transport.publish(message, bulk=True)
+        except MqttCollabError as error:
+            _log.warning("%s was not published: %s", message.topic, error)
