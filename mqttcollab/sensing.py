@@ -33,7 +33,7 @@ class Senses:
     vectors: VectorType
 
     async def observe(self, service: str, text: str, values: dict[str, float], units: dict[str, str]) -> Observation:
-        """Publishes an observation, and the embedding of its text, which names it and so repeats neither text nor place."""
+        """Publishes an observation, and its text's embedding, which names it and so repeats neither text nor place."""
         topic = data_topic(service, self.agent, "observation")
         try:
             observation = Observation(
