@@ -32,7 +32,6 @@ from mqttcollab.rpc import PartSender, Requester, Responder
 from mqttcollab.topics import request_topic
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
-from mqttcollab.transport.session import backoff
 
 RECORD = "knowledge.gpt/medicine/@medic"
 STATUS = "slm/agents/@medic/status"
@@ -545,11 +544,12 @@ async def test_a_broker_that_falls_silent_is_left(mosquitto: Broker) -> None:
 
 @given(st.integers(0, 10_000), st.floats(0.001, 10), st.floats(0.001, 100))
 def test_pauses_between_attempts_grow_to_a_bound(attempt: int, first_s: float, longest_s: float) -> None:
-    assert 0 <= backoff(attempt, first_s, longest_s) <= min(longest_s, first_s * 2.0 ** min(attempt, 16))
+    options = MqttOptions(backoff_s=first_s, backoff_max_s=longest_s)
+    assert 0 <= options.pause(attempt) <= min(longest_s, first_s * 2.0 ** min(attempt, 16))
 
 
 def test_pauses_between_attempts_differ() -> None:
-    pauses = [backoff(3, 1.0, 100.0) for _ in range(1000)]
+    pauses = [MqttOptions(backoff_s=1.0, backoff_max_s=100.0).pause(3) for _ in range(1000)]
     assert len(set(pauses)) > 900
     assert min(pauses) < 2.0 and max(pauses) > 6.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 
@@ -29,3 +30,10 @@ class MqttOptions:
     backoff_s: float = 0.2
     backoff_max_s: float = 3.0
     timeout_s: float = 5.0
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait before the next attempt: exponential, with full jitter.
+
+        So a fleet does not come back in step (Brooker, "Exponential Backoff And Jitter", 2015).
+        """
+        return random.uniform(0, min(self.backoff_max_s, self.backoff_s * 2.0 ** min(attempt, 16)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -194,7 +193,7 @@ class Session:
             try:
                 return await self._open(strict=True)
             except ConnectError as error:
-                pause = self._pause(attempt)
+                pause = self._options.pause(attempt)
                 if error.refused or (deadline is not None and self._loop.time() + pause > deadline):
                     raise
                 self._complain(attempt + 1, f"{error}; trying again")
@@ -269,7 +268,7 @@ class Session:
                 await self._lost.wait()
                 attempt = 0
                 while not self._online.is_set() and not self._failure.done():
-                    await asyncio.sleep(self._pause(attempt))
+                    await asyncio.sleep(self._options.pause(attempt))
                     attempt += 1
                     try:
                         await self._open(strict=False)
@@ -284,9 +283,6 @@ class Session:
     def _complain(self, attempt: int, what: str) -> None:
         # A fleet without its broker tries every few seconds; the first failure and every tenth are enough to know.
         _log.log(logging.WARNING if attempt % 10 == 1 else logging.DEBUG, "%s", what)
-
-    def _pause(self, attempt: int) -> float:
-        return backoff(attempt, self._options.backoff_s, self._options.backoff_max_s)
 
     def _housekeeping(self) -> None:
         self._tick = self._loop.call_later(1.0, self._housekeeping)
@@ -332,14 +328,6 @@ class Session:
         waiting = self._subscribing.pop(mid, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(reasons)
-
-
-def backoff(attempt: int, first_s: float, longest_s: float) -> float:
-    """Seconds to wait before the next attempt: exponential, with full jitter.
-
-    So a fleet does not come back in step (Brooker, "Exponential Backoff And Jitter", 2015).
-    """
-    return random.uniform(0, min(longest_s, first_s * 2.0 ** min(attempt, 16)))
 
 
 def _words(error: Exception) -> str:
