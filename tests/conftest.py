@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,10 @@ _ASYNCIO_THREADS = re.compile(r"asyncio_\d+|waitpid-\d+")
 _THREAD_PATIENCE_S = 2.0
 # Where it is asked whether a certificate or a model file exists, while nothing is served yet.
 _ONCE_AT_START = (("mqttcollab/config.py", "parse"), ("mqttcollab/runtimes/config.py", "default_model_path"))
+
+# A shell has what it starts in the background ignore SIGINT, and the commands that tests interrupt would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a deadline: the machine that runs the tests may be busy.
 settings.register_profile("mqttcollab", deadline=None, max_examples=50)

@@ -177,6 +177,7 @@ async def test_what_waits_for_data_that_never_comes_still_has_its_time(mosquitto
 
     async def advise(request: Request) -> str:
         assert request.context == []
+        await asyncio.sleep(0.1)
         return "stay ashore"
 
     agents = [agent_that("wind-1", WIND, silent), agent_that("sailor", ADVICE, advise)]
