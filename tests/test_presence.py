@@ -224,6 +224,7 @@ async def test_records_of_a_life_before_are_cleared(setup: Setup) -> None:
     async with echo_agent().running(on(setup)):
         await watcher.until(lambda: watcher.last["knowledge.gpt/old/@echo-1"] == b"")
         await watcher.until(lambda: watcher.last["data.gpt/a/b/c/d/@echo-1"] == b"")
+        await watcher.until(lambda: f"{ECHO}/@echo-1" in watcher.last)  # brokers may deliver across topics in any order
         assert watcher.last[f"{ECHO}/@echo-1"] != b""
 
 
