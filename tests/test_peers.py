@@ -19,11 +19,8 @@ from mqttcollab import (
     TransportError,
 )
 from mqttcollab.broker import Broker
-from mqttcollab.codec import encode
-from mqttcollab.messages import ServiceRecord
 from mqttcollab.runtimes.base import Embedder
 from mqttcollab.runtimes.embedders import load_embedder
-from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.memory import MemoryBroker
 
 AID = "knowledge.gpt/medicine/first-aid"
@@ -292,35 +289,6 @@ async def test_a_first_question_while_the_broker_is_away_waits_for_it(setup: Set
             registry = await asker.follow()
             await known(lambda: registry.offers(ECHO))
             assert (await asker.ask("hello", service=ECHO)).output == "@echo-1: hello"
-
-
-@pytest.mark.usefixtures("mosquitto")  # skips where there is none
-async def test_a_first_question_over_a_slow_link_finds_everybody() -> None:
-    """A broker sends some retained messages, and the next ones when those are acknowledged."""
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            asyncio.get_running_loop().call_later(0.1, writer.write, data)
-        writer.close()
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(broker.info.host, broker.info.port)
-        await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
-
-    async with (
-        Broker("mosquitto", extra_config="max_inflight_messages 20") as broker,
-        await asyncio.start_server(relay, "127.0.0.1", 0) as slow,
-    ):
-        url = f"mqtt://127.0.0.1:{slow.sockets[0].getsockname()[1]}"
-        async with client("many").running(broker.info.url) as many, client().running(url) as asker:
-            for number in range(100):
-                record = ServiceRecord(agent=f"x{number}", service=ECHO)
-                await many.transport.publish(TransportMessage(f"{ECHO}/@x{number}", encode(record), retain=True))
-                status = TransportMessage(f"slm/agents/@x{number}/status", b"online 1", retain=True)
-                await many.transport.publish(status)
-            registry = await asker.follow()
-            assert len(registry.offers(ECHO)) == 100
-        await asyncio.sleep(0.3)  # what the relay still carries
 
 
 async def test_stopping_ends_what_it_asks(setup: Setup) -> None:

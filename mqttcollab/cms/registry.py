@@ -10,30 +10,25 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from mqttcollab.cms.meaning import Meaning
+from mqttcollab.cms.reader import Reader
 from mqttcollab.cms.views import AgentView, Change, ChangeKind, Match, Offer
-from mqttcollab.codec import decode
-from mqttcollab.errors import ConfigError, MessageError, SubscribeError, TopicError, TransportError
-from mqttcollab.messages import Load, Message, Profile, ServiceRecord
+from mqttcollab.errors import SubscribeError, TopicError, TransportError
+from mqttcollab.messages import Load, Profile, ServiceRecord
 from mqttcollab.topics import matches, parse, parse_status, record_filters
 from mqttcollab.transport.base import Handler, Transport, TransportMessage
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mqttcollab.runtimes.base import Embedder
 
 __all__ = ["AgentView", "Change", "Match", "Offer", "Registry"]
 
 _log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=Message)
-
 _MISSED_HEARTBEATS = 3
 _REMEMBERED_CHANGES = 4096
-_REMEMBERED_PROBLEMS = 256
 _QUIET_ROUND_TRIPS = 3
 _QUIET_LEAST_S = 0.05
 
@@ -48,16 +43,14 @@ class Registry:
     Attributes:
         agents: everybody ever heard of, by name, also those that are gone.
         models: what stands under `slm/models/<model>/…`, by model and key.
-        problems: why a retained message was not understood, by topic (the latest 256).
     """
 
     def __init__(self, transport: Transport, embedder: Embedder | None = None) -> None:
-        self.embedder = embedder
         self.agents: dict[str, AgentView] = {}
         self.models: dict[str, dict[str, str]] = {}
-        self.problems: dict[str, str] = {}
         self._transport = transport
-        self._vectors: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._reader = Reader()
+        self._meaning = Meaning(embedder)
         self._changes: deque[Change] = deque(maxlen=_REMEMBERED_CHANGES)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,6 +147,11 @@ class Registry:
         view = self.agents.get(name)
         return view.status.epoch if view is not None and view.present and view.status is not None else None
 
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why a retained message was not understood, by topic (the latest 256)."""
+        return self._reader.problems
+
     def present(self) -> list[AgentView]:
         """The agents that are there, by name."""
         return [self.agents[name] for name in sorted(self.agents) if self.agents[name].present]
@@ -180,22 +178,10 @@ class Registry:
         Raises:
             ConfigError: the registry was made without an embedder.
         """
-        if self.embedder is None:
-            raise ConfigError(
-                "finding services by meaning takes an embedder: pip install 'mqttcollab[embed]' and pass"
-                " embedder=load_embedder('wordllama')"
-            )
-        query = self.embedder.embed([text])[0]
-        found = [Match(offer, self._closeness(offer.record, query)) for offer in self.offers(pattern)]
+        offers = self.offers(pattern)
+        scores = self._meaning.closeness(text, [offer.record for offer in offers])
+        found = [Match(offer, score) for offer, score in zip(offers, scores, strict=True)]
         return sorted(found, key=lambda match: -round(match.score, 6))
-
-    def _closeness(self, record: ServiceRecord, query: NDArray[np.float32]) -> float:
-        assert self.embedder is not None
-        key = (record.agent, record.service)
-        if key not in self._vectors:
-            texts = [text for text in (record.description, *record.examples) if text.strip()]
-            self._vectors[key] = self.embedder.embed(texts or [record.service.replace("/", " ")])
-        return float((self._vectors[key] @ query).max())
 
     # Keeping it up to date
 
@@ -205,16 +191,17 @@ class Registry:
         return view
 
     def _on_status(self, message: TransportMessage) -> None:
-        name = self._agent_of(message)
+        name = self._reader.agent_of(message)
         if name is None:
             return
-        self.problems.pop(message.topic, None)
         if not message.payload:
+            self.problems.pop(message.topic, None)
             return self._forget(name)
         try:
             status = parse_status(message.payload)
         except TopicError as error:
-            return self._problem(message.topic, str(error))
+            return self._reader.note(message.topic, str(error))
+        self.problems.pop(message.topic, None)
         known = self.agents.get(name)
         before = known.status if known is not None else None
         if status.state == "offline" and before is not None and before.epoch != status.epoch:
@@ -231,7 +218,7 @@ class Registry:
         return None
 
     def _on_profile(self, message: TransportMessage) -> None:
-        name, profile = self._decode(Profile, message)
+        name, profile = self._reader.read(Profile, message)
         if name is None:
             return
         view = self._view(name)
@@ -242,7 +229,7 @@ class Registry:
                 self._drop_record(view, service)
 
     def _on_load(self, message: TransportMessage) -> None:
-        name, load = self._decode(Load, message)
+        name, load = self._reader.read(Load, message)
         if name is None:
             return
         view = self._view(name)
@@ -260,23 +247,23 @@ class Registry:
         view = self.agents.get(topic.agent)
         if topic.kind != "record" or view is None or view.status is None or view.status.state == "offline":
             return
-        _, record = self._decode(ServiceRecord, message)
+        _, record = self._reader.read(ServiceRecord, message)
         if record is not None and record.service != topic.service:
-            self._problem(message.topic, f"the record speaks of {record.service}")
+            self._reader.note(message.topic, f"the record speaks of {record.service}")
             record = None
         if record is None:
             return self._drop_record(view, topic.service)
         view.heard = view.record_times[topic.service] = asyncio.get_running_loop().time()
         if view.records.get(topic.service) != record:
             view.records[topic.service] = record
-            self._vectors.pop((topic.agent, topic.service), None)
+            self._meaning.forget(topic.agent, topic.service)
             self._note("record", topic.agent, topic.service)
         return None
 
     def _on_model(self, message: TransportMessage) -> None:
         levels = message.topic.split("/")
         if len(levels) < 4:
-            return self._problem(message.topic, "it names no key: expected slm/models/<model>/<key>")
+            return self._reader.note(message.topic, "it names no key: expected slm/models/<model>/<key>")
         model, key = levels[2], "/".join(levels[3:])
         facts = self.models.setdefault(model, {})
         if message.payload:
@@ -288,50 +275,15 @@ class Registry:
         self._note("model", "", model)
         return None
 
-    def _agent_of(self, message: TransportMessage) -> str | None:
-        try:
-            return parse(message.topic).agent
-        except TopicError as error:
-            self._problem(message.topic, str(error))
-            return None
-
-    def _decode(self, kind: type[M], message: TransportMessage) -> tuple[str | None, M | None]:
-        """The topic's agent and the message, None if it was cleared.
-
-        Both are None for a message that is not valid or speaks of another agent; the problem is kept for people.
-        """
-        name = self._agent_of(message)
-        if name is None:
-            return None, None
-        self.problems.pop(message.topic, None)
-        if not message.payload:
-            return name, None
-        try:
-            content = decode(kind, message.payload, sent_type=message.type)
-        except MessageError as error:
-            self._problem(message.topic, str(error))
-            return None, None
-        if getattr(content, "agent", name) != name:
-            self._problem(message.topic, "it speaks of another agent than its topic")
-            return None, None
-        return name, content
-
-    def _problem(self, topic: str, text: str) -> None:
-        if self.problems.get(topic) != text:
-            _log.warning("%s: %s", topic, text)
-        self.problems[topic] = text
-        if len(self.problems) > _REMEMBERED_PROBLEMS:
-            del self.problems[next(iter(self.problems))]
-
     def _drop_record(self, view: AgentView, service: str) -> None:
-        self._vectors.pop((view.name, service), None)
+        self._meaning.forget(view.name, service)
         view.record_times.pop(service, None)
         if view.records.pop(service, None) is not None:
             self._note("record_gone", view.name, service)
 
     def _drop_records(self, view: AgentView) -> None:
         for service in view.records:
-            self._vectors.pop((view.name, service), None)
+            self._meaning.forget(view.name, service)
         view.records.clear()
         view.record_times.clear()
         self._background(lambda: self._transport.unsubscribe(record_filters(view.name)))

@@ -1,0 +1,67 @@
+"""Reads retained messages, and remembers what was wrong with those that nobody could read."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+from mqttcollab.codec import decode
+from mqttcollab.errors import MessageError, TopicError
+from mqttcollab.messages import Message
+from mqttcollab.topics import parse
+from mqttcollab.transport.base import TransportMessage
+
+_log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+_REMEMBERED = 256
+
+
+class Reader:
+    """Decodes; never raises for what somebody else published.
+
+    Attributes:
+        problems: why a message was not understood, by topic (the latest 256); put right, it is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+
+    def agent_of(self, message: TransportMessage) -> str | None:
+        """The agent in the topic; None for a topic that does not parse."""
+        try:
+            return parse(message.topic).agent
+        except TopicError as error:
+            self.note(message.topic, str(error))
+            return None
+
+    def read(self, kind: type[M], message: TransportMessage) -> tuple[str | None, M | None]:
+        """The topic's agent and the message, None if it was cleared.
+
+        Both are None for a message that is not valid or speaks of another agent.
+        """
+        name = self.agent_of(message)
+        if name is None:
+            return None, None
+        if not message.payload:
+            self.problems.pop(message.topic, None)
+            return name, None
+        try:
+            content = decode(kind, message.payload, sent_type=message.type)
+        except MessageError as error:
+            self.note(message.topic, str(error))
+            return None, None
+        if getattr(content, "agent", name) != name:
+            self.note(message.topic, "it speaks of another agent than its topic")
+            return None, None
+        self.problems.pop(message.topic, None)
+        return name, content
+
+    def note(self, topic: str, text: str) -> None:
+        """Remembers a problem; one that a device repeats at full speed does not fill the log."""
+        if self.problems.get(topic) != text:
+            _log.warning("%s: %s", topic, text)
+        self.problems[topic] = text
+        if len(self.problems) > _REMEMBERED:
+            del self.problems[next(iter(self.problems))]
