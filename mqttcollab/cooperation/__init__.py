@@ -1,0 +1,1 @@
+"""What agents do together: share data, compute, and pass on knowledge."""
