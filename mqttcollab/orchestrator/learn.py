@@ -1,0 +1,81 @@
+"""Keeps the domain classifier in step with the registry, and trains it in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from mqttcollab.classifiers.base import DomainClassifier, Trainable
+from mqttcollab.cms.registry import Registry
+from mqttcollab.cms.views import Offer
+from mqttcollab.messages import ServiceRecord
+from mqttcollab.threads import Threads
+
+_log = logging.getLogger(__name__)
+
+# A fleet that comes up is not trained on agent by agent.
+_QUIET_S = 2.0
+
+
+class Learner:
+    """Learns records as they come: at once for answering, later by training where the classifier can.
+
+    Args:
+        registry: followed.
+        domains: the classifier.
+        counts: whether a record is one to be found by meaning.
+    """
+
+    def __init__(
+        self, registry: Registry, domains: DomainClassifier, counts: Callable[[ServiceRecord], bool]
+    ) -> None:
+        self._registry = registry
+        self._domains = domains
+        self._counts = counts
+        self._learned: list[ServiceRecord] | None = None
+        self._learning = asyncio.Lock()
+        self._threads = Threads("training", 1)
+        self._trainer = asyncio.create_task(self._train()) if isinstance(domains, Trainable) else None
+
+    async def offers(self) -> list[Offer]:
+        """Everything on offer now; the classifier knows it when this returns."""
+        offers = self._registry.offers()
+        records = [offer.record for offer in offers if self._counts(offer.record)]
+        records.sort(key=lambda record: (record.service, record.agent))
+        async with self._learning:
+            known = self._learned
+            if known is None or len(known) != len(records) or any(a is not b for a, b in zip(known, records)):
+                await asyncio.to_thread(self._domains.learn, records)
+                self._learned = records
+        return offers
+
+    async def stop(self) -> None:
+        """Ends the training; a run under way in its thread is left to itself."""
+        if self._trainer is not None:
+            self._trainer.cancel()
+            await asyncio.gather(self._trainer, return_exceptions=True)
+
+    async def _train(self) -> None:
+        assert isinstance(self._domains, Trainable)
+        trained: list[ServiceRecord] | None = None
+        while True:
+            await self._quiet()
+            version = self._registry.version
+            await self.offers()
+            if self._learned is not trained:
+                trained = self._learned
+                try:
+                    await self._threads.run(self._domains.train)
+                except Exception:
+                    _log.exception("the classifier was not trained; nearest examples go on deciding")
+            while self._registry.version == version:
+                await self._registry.changed()
+
+    async def _quiet(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._registry.changed()
+            except TimeoutError:
+                return
