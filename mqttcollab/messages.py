@@ -124,6 +124,24 @@ class ErrorInfo(Part):
     retry_after_ms: Count | None = None
 
 
+class Uncertainty(Part):
+    """How a language model wrote an answer: log probabilities (natural) of its tokens, and what its samples agree on.
+
+    `key_logprob` is the least one among the tokens of words that the question doesn't have; `low_share` the share of
+    tokens less likely than a half; `agreement` the mean sameness of `samples` further answers, 0 to 1.
+    """
+
+    tokens: Count
+    mean_logprob: Annotated[float, Field(le=0)]
+    min_logprob: Annotated[float, Field(le=0)]
+    first_logprob: Annotated[float, Field(le=0)]
+    key_logprob: Annotated[float, Field(le=0)] | None = None
+    low_share: Annotated[float, Field(ge=0, le=1)]
+    truncated: bool = False
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Count = 0
+
+
 class Timing(Part):
     """Where the answering agent's time went, in milliseconds of its own clock."""
 
@@ -242,6 +260,7 @@ class Reply(Message):
     output: str | None = None
     data: Plain | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    uncertainty: Uncertainty | None = None
     agent: str | None = None
     service: str | None = None
     usage: Usage | None = None
