@@ -127,8 +127,8 @@ class ErrorInfo(Part):
 class Uncertainty(Part):
     """How a language model wrote an answer: log probabilities (natural) of its tokens, and what its samples agree on.
 
-    `key_logprob` is the least one among the tokens of words that the question doesn't have; `low_share` the share of
-    tokens less likely than a half; `agreement` the mean sameness of `samples` further answers, 0 to 1.
+    `key_logprob` is the least one in the first word that the question doesn't have; `agreement` is how much `samples`
+    further answers say the same, 0 to 1; `truncated` that it was cut off.
     """
 
     tokens: Count
@@ -136,7 +136,6 @@ class Uncertainty(Part):
     min_logprob: Annotated[float, Field(le=0)]
     first_logprob: Annotated[float, Field(le=0)]
     key_logprob: Annotated[float, Field(le=0)] | None = None
-    low_share: Annotated[float, Field(ge=0, le=1)]
     truncated: bool = False
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     samples: Count = 0

@@ -60,6 +60,11 @@ def final_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def number_count(text: str) -> int:
+    """Return how many numbers are written in a text in digits."""
+    return len(_ANY_NUMBER.findall(text[:LONGEST_TEXT]))
+
+
 def asked_value(question: str) -> Fraction | None:
     """Return the exact value of a question that asks for one calculation and nothing else, else None."""
     text = question[:LONGEST_TEXT].lower()

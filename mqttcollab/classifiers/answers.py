@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 # A model's weights by stage: what is known of an answer decides which combination applies.
 STAGES = {
-    "text": ("concise", "fresh", "on_topic", "committed", "timeless", "calculated"),
-    "logprobs": ("mean_logprob", "min_logprob", "first_logprob", "key_logprob", "sure_share", "complete"),
+    "text": ("concise", "fresh", "on_topic", "committed", "timeless", "calculated", "plain"),
+    "logprobs": ("mean_logprob", "min_logprob", "first_logprob", "key_logprob", "complete"),
     "agreement": ("agreement",),
 }
 _PHRASES = {
@@ -36,11 +37,11 @@ _PHRASES = {
     "committed": "commits itself or declines",
     "timeless": "asks of here and now",
     "calculated": "calculations written in it",
+    "plain": "numbers to reckon with",
     "mean_logprob": "mean token probability",
     "min_logprob": "least likely token",
     "first_logprob": "first token",
     "key_logprob": "first word that is news",
-    "sure_share": "share of likely tokens",
     "complete": "complete or cut off",
     "agreement": "samples' agreement",
 }
@@ -62,14 +63,11 @@ class DefaultJudge:
     """Judges answers of language models and of devices.
 
     Args:
-        weights: a JSON file of `python -m benchmarks.judge --save`; None takes the one shipped, fitted to SmolLM2-135M.
-
-    Raises:
-        ConfigError: the file is missing or holds no weights.
+        weights: by stage, from `load_weights`; None takes those shipped, fitted to SmolLM2-135M.
     """
 
-    def __init__(self, weights: Path | None = None) -> None:
-        self._stages = load_weights(weights)
+    def __init__(self, weights: Mapping[str, Weights] | None = None) -> None:
+        self._stages = weights or load_weights()
 
     def judge(self, question: str, reply: Reply, context: Sequence[ContextItem] = ()) -> Verdict:
         """Return the probability that the reply answers the question rightly; its score is the log odds.
@@ -102,13 +100,17 @@ class DefaultJudge:
 
 
 def load_weights(path: Path | None = None) -> dict[str, Weights]:
-    """Return the weights by stage; raises ConfigError where the file is missing or holds none."""
+    """Return the weights of `python -m benchmarks.judge --save`, by default those shipped, by stage.
+
+    Raises:
+        ConfigError: the file is missing or holds no weights.
+    """
     try:
         source = path or resources.files("mqttcollab.classifiers").joinpath("data/judge.json")
         found = json.loads(source.read_text(encoding="utf-8"))["stages"]
         stages = {name: Weights(**{key: found[name][key] for key in ("bias", "weights", "means")}) for name in STAGES}
         for name, stage in stages.items():
-            unknown = stage.weights.keys() - set(_keys(name)) or stage.weights.keys() - stage.means.keys()
+            unknown = stage.weights.keys() - set(stage_signals(name)) or stage.weights.keys() - stage.means.keys()
             if unknown or not all(math.isfinite(x) for x in (stage.bias, *stage.weights.values())):
                 raise ValueError(f"stage {name!r}: unknown signals {sorted(unknown)} or a number that is none")
         return stages
@@ -120,8 +122,8 @@ def load_weights(path: Path | None = None) -> dict[str, Weights]:
         ) from None
 
 
-def _keys(stage: str) -> list[str]:
-    """The signals of a stage and of those before it."""
+def stage_signals(stage: str) -> list[str]:
+    """Return the names of the signals of a stage and of those before it."""
     names = list(STAGES)
     return [key for name in names[: names.index(stage) + 1] for key in STAGES[name]]
 
@@ -144,6 +146,7 @@ def signals_of(
         "on_topic": words.reference(question, text) if words.novelty(question, text) else 0.0,
         "committed": -float(words.refuses(text)),
         "timeless": -float(words.asks_of_now(question) and not told),
+        "plain": -float(min(2, words.number_count(question))),
         "calculated": 0.0 if not checks else 1.0 if all(checks) else -1.0,
     }
     if uncertainty is not None:
@@ -153,7 +156,6 @@ def signals_of(
             "min_logprob": uncertainty.min_logprob,
             "first_logprob": uncertainty.first_logprob,
             "key_logprob": key,
-            "sure_share": -uncertainty.low_share,
             "complete": -float(uncertainty.truncated),
         }
         if uncertainty.agreement is not None:
@@ -172,7 +174,6 @@ def uncertainty_of(question: str, generation: Generation) -> Uncertainty | None:
         min_logprob=round(min(logprobs), 4),
         first_logprob=round(logprobs[0], 4),
         key_logprob=_key_logprob(question, generation.tokens, logprobs),
-        low_share=round(sum(x < math.log(0.5) for x in logprobs) / len(logprobs), 4),
         truncated=generation.finish_reason == "length",
     )
 
@@ -223,12 +224,13 @@ async def sample_agreement(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(runtime.generate(messages, run)) for run in runs]
     samples = [task.result().text for task in tasks]
-    pairs = (
-        [(answer, sample) for sample in samples]
-        if answer is not None
-        else [(a, b) for n, a in enumerate(samples) for b in samples[:n]]
-    )
-    return round(sum(sameness(a, b, embedder) for a, b in pairs) / len(pairs), 4)
+    return mean_sameness(samples, answer, embedder)
+
+
+def mean_sameness(samples: Sequence[str], answer: str | None = None, embedder: Embedder | None = None) -> float:
+    """Return the mean `sameness` of samples with an answer, or with each other; 1 where there is nothing to compare."""
+    pairs = [(answer, sample) for sample in samples] if answer is not None else list(combinations(samples, 2))
+    return round(sum(sameness(a, b, embedder) for a, b in pairs) / len(pairs), 4) if pairs else 1.0
 
 
 def sameness(a: str, b: str, embedder: Embedder | None = None) -> float:
