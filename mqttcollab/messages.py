@@ -124,6 +124,23 @@ class ErrorInfo(Part):
     retry_after_ms: Count | None = None
 
 
+class Uncertainty(Part):
+    """How a language model wrote an answer: log probabilities (natural) of its tokens, and what its samples agree on.
+
+    `key_logprob` is the least one in the first word that the question doesn't have; `agreement` is how much `samples`
+    further answers say the same, 0 to 1; `truncated` that it was cut off.
+    """
+
+    tokens: Count
+    mean_logprob: Annotated[float, Field(le=0)]
+    min_logprob: Annotated[float, Field(le=0)]
+    first_logprob: Annotated[float, Field(le=0)]
+    key_logprob: Annotated[float, Field(le=0)] | None = None
+    truncated: bool = False
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Count = 0
+
+
 class Timing(Part):
     """Where the answering agent's time went, in milliseconds of its own clock."""
 
@@ -242,6 +259,7 @@ class Reply(Message):
     output: str | None = None
     data: Plain | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    uncertainty: Uncertainty | None = None
     agent: str | None = None
     service: str | None = None
     usage: Usage | None = None

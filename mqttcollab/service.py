@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ValidationError
 
 from mqttcollab.errors import ConfigError
-from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Usage
+from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
 
@@ -28,6 +28,7 @@ class Answer:
         text: the answer in words.
         data: the same for machines; units in the names or under `units`.
         confidence: 0 to 1, the handler's own estimate that the answer is right; None if it can't tell.
+        uncertainty: how a language model wrote it, where one did.
         sources: where it comes from; agent and service are filled in.
         usage: tokens, where a model was at work.
         steps, missing: how an orchestrator came to it, and what it could not get.
@@ -36,6 +37,7 @@ class Answer:
     text: str
     data: dict[str, Any] | None = None
     confidence: float | None = None
+    uncertainty: Uncertainty | None = None
     sources: list[Source] = field(default_factory=list)
     usage: Usage | None = None
     steps: list[Step] = field(default_factory=list)
@@ -181,6 +183,7 @@ def _reply(request: Request, result: Result, agent: str, service: str) -> Reply:
         output=result.text,
         data=result.data,
         confidence=result.confidence,
+        uncertainty=result.uncertainty,
         sources=result.sources,
         usage=result.usage,
         steps=result.steps,

@@ -50,6 +50,7 @@ class Generation:
 
     Attributes:
         logprobs: natural logarithm of each generated token's probability; empty where there are none.
+        tokens: the pieces of text that belong to them, a token that ends in the middle of a character being empty.
         finish_reason: `stop` (the model or a stop string ended it) or `length` (max_tokens or the context).
         tokens_per_s: completion tokens per second of generation, without waiting and reading the prompt.
     """
@@ -60,6 +61,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     finish_reason: str = "stop"
     tokens_per_s: float | None = None
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class LlamaRuntime:
             logprobs=tuple(chunk.logprob for chunk in chunks if chunk.logprob is not None),
             finish_reason=done.finish_reason,
             tokens_per_s=done.tokens_per_s,
+            tokens=tuple(chunk.text for chunk in chunks if chunk.logprob is not None),
         )
 
     async def stream(
