@@ -300,6 +300,18 @@ class ServiceRecord(Message):
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     heartbeat_s: Annotated[float, Field(gt=0)] | None = None
 
+    def centroid_for(self, model: str, dimension: int) -> list[float] | None:
+        """The centroid at unit length, where it compares with vectors of that model; else None.
+
+        None too where its length is not its own `dimension`, or it is zero.
+        """
+        if self.centroid is None or self.embedding_model != model or len(self.centroid) != dimension:
+            return None
+        length = math.hypot(*self.centroid)
+        if self.dimension not in (None, dimension) or not 0 < length < math.inf:
+            return None
+        return [value / length for value in self.centroid]
+
 
 class Profile(Message):
     """What an agent is: hardware, firmware, place; retained at `slm/agents/@<agent>/profile`."""

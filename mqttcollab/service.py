@@ -61,6 +61,7 @@ class Service(ABC):
         concurrency: requests handled at once; more wait.
         model: the key under `slm/models/` of the model that answers, if one does.
         price_usd: what a request costs, in US dollars.
+        accuracy: share of right answers, 0 to 1, where it was measured.
     """
 
     name: ClassVar[str]
@@ -69,6 +70,7 @@ class Service(ABC):
     concurrency: ClassVar[int] = 1
     model: str | None = None
     price_usd: ClassVar[float] = 0.0
+    accuracy: ClassVar[float | None] = None
 
     @abstractmethod
     def handle(self, request: Request) -> Handled:
@@ -86,27 +88,36 @@ class Service(ABC):
 
 
 def record_of(
-    service: Service, agent: str, place: str | None, heartbeat_s: float, embedder: Embedder | None = None
+    service: Service,
+    agent: str,
+    place: str | None,
+    heartbeat_s: float,
+    embedder: Embedder | None = None,
+    **changes: Any,
 ) -> ServiceRecord:
-    """The record that announces a service; raises ConfigError where a field is missing or out of range."""
+    """The record that announces a service; raises ConfigError where a field is missing or out of range.
+
+    Args:
+        **changes: fields of the record that have changed since the service was written.
+    """
     name = getattr(service, "name", None)
     if not isinstance(name, str):
         raise ConfigError(f"@{agent}: {type(service).__name__} has no name: set `name`, e.g. 'data.gpt/weather'")
-    if isinstance(service.examples, str):
+    examples = changes.pop("examples", service.examples)
+    if isinstance(examples, str):
         raise ConfigError(f"@{agent}: the examples of {name} are a string; pass a list of questions")
     try:
         return ServiceRecord(
             agent=agent,
             service=name,
-            description=service.description,
-            examples=list(service.examples),
+            examples=list(examples),
             concurrency=service.concurrency,
             model=service.model,
-            price_usd=service.price_usd,
             place=place,
             heartbeat_s=heartbeat_s,
             embedding_model=embedder.model if embedder is not None else None,
             dimension=embedder.dimension if embedder is not None else None,
+            **{field: getattr(service, field) for field in ("description", "price_usd", "accuracy")} | changes,
         )
     except ValidationError as error:
         raise ConfigError(f"@{agent}: the service {name} is not valid: {first_line(error)}") from None
