@@ -33,7 +33,9 @@ _NUMBER = re.compile(
 )
 _FIGURE = r"\d+(?:\.\d+)?"
 _RANGE = re.compile(rf"(?:{_FIGURE}\s*(?:-|–|to)\s*{_FIGURE})|(?:between\s+{_FIGURE}\s+and\s+{_FIGURE})", re.IGNORECASE)
-_NOBODY = re.compile(r"\b(?:nobody|no one|no people|no persons?)\b|\bempty of moving people\b", re.IGNORECASE)
+_NOBODY = re.compile(
+    r"\b(?:nobody|no one|(?:is|are|see) no (?:people|persons?))\b|\bempty of moving people\b", re.IGNORECASE
+)
 _NEAR = 25
 
 # Honest ways to say that one doesn't know: the orchestrator's, and a language model's in the first person. No device's
@@ -132,7 +134,13 @@ def _near(text: str, words: Sequence[str] | None) -> list[float]:
     if not words:
         return numbers_in(text)
     text = _NOBODY.sub(f"0 {words[0]}", text)
-    return [value for _, end, value in _found(text) if any(says(text[end : end + _NEAR], word) for word in words)]
+    found = _found(text)
+    ends = [start for start, _, _ in found[1:]] + [len(text)]
+    return [
+        value
+        for (_, end, value), following in zip(found, ends, strict=False)  # there may be no number at all
+        if any(says(text[end : min(end + _NEAR, following)], word) for word in words)
+    ]
 
 
 def _refuses(check: Mapping[str, Any], given: Given) -> float:
