@@ -25,12 +25,14 @@ from mqttcollab.transport.base import TransportMessage
 
 FLEET = ROOT / "devices" / "fleet.toml"
 GENERAL = "knowledge.gpt/general"
-# Replayed hours stand still, and what moves is observed once a second, so that an answer can be held against it.
+# Replayed hours stand still, and what moves is observed once a second, so that an answer can be held against it. The
+# phone keeps its answers short: what is right in them comes first, and half of a run is its writing.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "roadside": {"seconds_per_hour": 1e9},
     "weather": {"seconds_per_hour": 1e9},
     "wearable": {"interval": 1.0},
     "camera": {"interval": 1.0},
+    "phone": {"max_tokens": 80},
 }
 TTL_S = 60.0
 # An answer about now may rest on a measurement this old, in seconds.
