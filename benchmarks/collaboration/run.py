@@ -9,10 +9,12 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,10 @@ class Outcome:
         return self.score > 1 - 1e-9 and self.needless <= MOST_NEEDLESS
 
 
-async def measure(questions: Sequence[Question], names: Sequence[str] = SYSTEMS) -> Result:
-    """The outcomes of every system, by name, and what is counted of them."""
+async def measure(
+    questions: Sequence[Question], names: Sequence[str] = SYSTEMS, say: Callable[[str], None] = lambda _: None
+) -> Result:
+    """The outcomes of every system, by name, and what is counted of them; says whose turn it is."""
     result: Result = {"n": len(questions), "systems": {}, "skipped": {}, "outcomes": {}}
     try:
         async with systems.fleet() as place:
@@ -78,6 +82,7 @@ async def measure(questions: Sequence[Question], names: Sequence[str] = SYSTEMS)
                 if missing := systems.missing_options(options):
                     result["skipped"][name] = f"this orchestrator has no option {', '.join(missing)}"
                     continue
+                say(f"{name} …")
                 opened = OTHERS[name](place) if name in OTHERS else systems.orchestrator(place, options)
                 async with opened as ask:
                     result["outcomes"][name] = [await _outcome(place, ask, question) for question in questions]
@@ -230,7 +235,7 @@ def main() -> None:
         questions = first_of_each(load(options.questions), options.limit)
     except ConfigError as error:
         parser.error(str(error))
-    result = asyncio.run(measure(questions, names))
+    result = asyncio.run(measure(questions, names, partial(print, file=sys.stderr, flush=True)))
     if options.json:
         print(json.dumps({"machine": machine(), BENCHMARK.name: result}, indent=2, default=asdict))
         return
