@@ -1,4 +1,4 @@
-"""What is to be said of each value that an area's agents sense: usual or not, alone or with its neighbours, its trend."""
+"""What is to be said of each value that is sensed: usual or not, alone or with its neighbours, its trend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mqttcollab.cooperation.area_statistics import (
     LEAST,
@@ -15,14 +15,14 @@ from mqttcollab.cooperation.area_statistics import (
     Trend,
     capped,
     distinct,
+    far_off,
     scale_of,
     stuck_for,
-    surprise,
     trend,
 )
 from mqttcollab.cooperation.area_windows import Embedded, Sensed, SourceKey
 
-UNUSUAL = 3.0  # robust standard deviations; what that costs in false alarms: benchmarks/area.py
+_APART = 3.0  # robust standard deviations that one may be off its neighbours
 
 Verdict = Literal["usual", "unusual", "alone", "together", "stuck", "unknown"]
 
@@ -66,7 +66,7 @@ class Finding:
     Attributes:
         age_s: seconds since it came in.
         usual: the median of the window before it.
-        surprise: robust standard deviations off its own past, signed; None where there is too little of it.
+        surprise: how far it is off its own past, signed, unusual from 1 on (`far_off`); None for too few readings.
         against: the same against what its neighbours (same place, same value) did meanwhile.
         neighbours: how many those are.
         verdict: `alone`: it moved and its neighbours did not; `together`: most of them moved with it; `unusual`:
@@ -111,9 +111,11 @@ class Finding:
 
     def _reason(self) -> str:
         if self.verdict == "alone":
-            return f"and its {self.neighbours} neighbours are not (z = {self.against or 0:+.1f} against them)"
-        z = f"z = {self.surprise or 0:+.1f}"
-        return f"as its neighbours are too ({z})" if self.verdict == "together" else f"{z} against its own past"
+            times = f"{abs(self.against or 0):.1f} times what is usual between them"
+            return f"and its {self.neighbours} neighbours are not ({times})"
+        if self.verdict == "together":
+            return "as most of its neighbours are"
+        return f"{abs(self.surprise or 0):.1f} times what its own past makes usual"
 
     @property
     def data(self) -> dict[str, Any]:
@@ -168,70 +170,88 @@ def series_of(windows: Iterable[Window], name: str | None = None) -> list[Series
     return found
 
 
-def neighbours_of(series: Series, every: Iterable[Series]) -> list[Series]:
-    """The same value, in the same unit, of other agents at the same place."""
-    if series.place is None:
-        return []
-    return [
-        s
-        for s in every
-        if s.key.agent != series.key.agent and (s.name, s.unit, s.place) == (series.name, series.unit, series.place)
-    ]
-
-
-def judge(series: Series, neighbours: Sequence[Series], now: float) -> Finding:
-    """What is unusual in one value.
+def findings_of(every: Sequence[Series], now: float) -> list[Finding]:
+    """What is unusual in each value, compared with its own past and with the same value of others at the same place.
 
     Against neighbours not the values are compared but how far each is off its own median: sensors differ by what
     they are and where exactly they hang, and what all of them do together is no fault of one.
     """
-    points = distinct(series.points)
-    values = [value for _, value in points]
+    facts = [_Facts.of(series) for series in every]
+    together: dict[tuple[str, str, str | None], list[_Facts]] = {}
+    for each in facts:
+        together.setdefault((each.series.name, each.series.unit, each.series.place), []).append(each)
+    return [
+        _judge(each, [n for n in group if n.series.key.agent != each.series.key.agent and place is not None], now)
+        for (_, _, place), group in together.items()
+        for each in group
+    ]
+
+
+class _Facts(NamedTuple):
+    """What is computed of a series once, however many neighbours it has."""
+
+    series: Series
+    values: list[float]
+    own: float | None
+    move: float | None
+
+    @classmethod
+    def of(cls, series: Series) -> _Facts:
+        values = [value for _, value in distinct(series.points)]
+        return cls(series, values, far_off(values), move_of(values) if len(values) > LEAST else None)
+
+
+def _judge(facts: _Facts, neighbours: Sequence[_Facts], now: float) -> Finding:
+    series, values = facts.series, facts.values
     stuck = stuck_for([value for _, value in series.points])
-    own = surprise(values)
-    usual = median(values[:-1]) if len(values) > LEAST else None
-    others = [distinct(n.points) for n in neighbours]
-    moves = [_move([value for _, value in other]) for other in others if len(other) > LEAST]
-    against = _against(values, moves)
+    moves = [n.move for n in neighbours if n.move is not None]
+    against = against_neighbours(values, moves)
+    share = _share_with(facts.own, [n.own for n in neighbours if n.own is not None])
     return Finding(
         series=series,
         value=values[-1],
         age_s=now - series.points[-1][0],
-        usual=usual,
-        surprise=own,
+        usual=median(values[:-1]) if len(values) > LEAST else None,
+        surprise=facts.own,
         against=against,
         neighbours=len(moves),
-        verdict="stuck" if stuck else _verdict(own, against, _share_with(own, others)),
+        verdict="stuck" if stuck else _verdict(facts.own, against, share),
         stuck=stuck,
         trend=trend(distinct(series.timed)),
     )
 
 
-def _move(values: Sequence[float]) -> float:
+def move_of(values: Sequence[float]) -> float:
+    """How far the newest value is off the median of those before it."""
     return values[-1] - median(values[:-1])
 
 
-def _against(values: Sequence[float], moves: Sequence[float]) -> float | None:
+def against_neighbours(values: Sequence[float], moves: Sequence[float]) -> float | None:
+    """How far a value is off its past beyond what its neighbours are off theirs, in unusual from 1 on.
+
+    Args:
+        values: oldest first.
+        moves: `move_of` each neighbour; at least two, else nobody knows which one is wrong.
+    """
     if len(values) <= LEAST or len(moves) < 2:
         return None
     # The steps' scale, not the values': a day's rise and fall is common to all, and would hide a sensor's own fault.
     scale = max(scale_of([b - a for a, b in pairwise(values[:-1])]), scale_of(moves))
-    return capped((_move(values) - median(moves)) / scale) if scale > 0 else None
+    return capped((move_of(values) - median(moves)) / scale / _APART) if scale > 0 else None
 
 
-def _share_with(own: float | None, others: Sequence[Sequence[Point]]) -> float:
-    found = [z for other in others if (z := surprise([value for _, value in other])) is not None]
-    if own is None or not found:
+def _share_with(own: float | None, others: Sequence[float]) -> float:
+    if own is None or not others:
         return 0.0
-    return sum(abs(z) >= UNUSUAL and (z > 0) == (own > 0) for z in found) / len(found)
+    return sum(abs(z) >= 1 and (z > 0) == (own > 0) for z in others) / len(others)
 
 
 def _verdict(own: float | None, against: float | None, share: float) -> Verdict:
     if own is None:
         return "unknown"
-    if against is not None and abs(against) >= UNUSUAL and share < 0.5:
+    if against is not None and abs(against) >= 1 and share < 0.5:
         return "alone"
-    if abs(own) >= UNUSUAL:
+    if abs(own) >= 1:
         return "together" if share >= 0.5 else "unusual"
     return "usual"
 
