@@ -46,8 +46,9 @@ class AreaReport:
 
     @property
     def trends(self) -> tuple[Finding, ...]:
-        """What rises or falls."""
-        return tuple(f for f in self.findings if f.trend is not None and f.trend.direction != "steady")
+        """What rises or falls, and is not stuck."""
+        moving = (f for f in self.findings if f.trend is not None and f.trend.direction != "steady")
+        return tuple(f for f in moving if f.verdict != "stuck")
 
     @property
     def known(self) -> int:

@@ -54,7 +54,8 @@ def trend(points: Sequence[Point]) -> Trend | None:
 
     The slope is the median over all pairs, with the interval of its ranks (Theil 1950; Sen 1968), its significance
     that of Mann (1945) and Kendall. Neighbours in time are alike, which makes trends of nothing: the variance of S
-    grows by (1 + r) / (1 - r), r being the lag-1 autocorrelation of the residuals (Yue and Wang 2004).
+    grows by (1 + r) / (1 - r), r being the lag-1 autocorrelation of the residuals, taken as 0.8 at most
+    (Yue and Wang 2004).
 
     Args:
         points: (seconds, value), oldest first; more than 64 are thinned to medians of equal stretches.
@@ -103,7 +104,7 @@ def _inflation(points: Sequence[Point], slope: float) -> float:
     total = math.fsum((x - mean) ** 2 for x in rest)
     if total == 0:
         return 1.0
-    r = min(0.95, max(0.0, math.fsum((x - mean) * (y - mean) for x, y in pairwise(rest)) / total))
+    r = min(0.8, max(0.0, math.fsum((x - mean) * (y - mean) for x, y in pairwise(rest)) / total))
     return (1 + r) / (1 - r)
 
 
