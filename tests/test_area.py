@@ -11,7 +11,7 @@ from typing import Any
 import cbor2
 import numpy as np
 import pytest
-from fleet import on
+from fleet import on, together
 from harness import Setup, eventually
 from numpy.typing import NDArray
 
@@ -237,18 +237,18 @@ async def test_values_that_nothing_can_be_computed_with_are_left_out(memory_brok
 
 async def test_a_flood_is_bounded_and_others_are_heard(setup: Setup) -> None:
     limits = StreamLimits(observations=16, burst=30)
-    async with sensor("a").running(on(setup)) as agent:
-        async with sensor("b").running(on(setup)) as other, Area(other, limits=limits) as area:
-            await send(agent, observation("quiet", 0, 1.0))
-            await eventually(lambda: len(area.latest()) == 1)
-            await send(agent, *(observation("flood", n, float(n)) for n in range(10_000)))
-            await send(agent, *(TransportMessage(f"{AIR}/@f{n}/embedding", b"junk", qos=0) for n in range(2000)))
-            await send(agent, observation("quiet", 1, 2.0))
-            await eventually(lambda: area.latest()[SourceKey("quiet", AIR)].id == "quiet-1")
-            window = area.stream.sources[SourceKey("flood", AIR)]
-            assert len(window.observations) == 16
-            assert area.stream.dropped > 9000
-            assert len(area.problems) <= 256
+    flooding, following = sensor("a").running(on(setup)), sensor("b").running(on(setup))
+    async with flooding as agent, following as other, Area(other, limits=limits) as area:
+        await send(agent, observation("quiet", 0, 1.0))
+        await eventually(lambda: len(area.latest()) == 1)
+        await send(agent, *(observation("flood", n, float(n)) for n in range(10_000)))
+        await send(agent, *(TransportMessage(f"{AIR}/@f{n}/embedding", b"junk", qos=0) for n in range(2000)))
+        await send(agent, observation("quiet", 1, 2.0))
+        await eventually(lambda: area.latest()[SourceKey("quiet", AIR)].id == "quiet-1")
+        window = area.stream.sources[SourceKey("flood", AIR)]
+        assert len(window.observations) == 16
+        assert area.stream.dropped > 9000
+        assert len(area.problems) <= 256
 
 
 async def test_the_number_of_sources_is_bounded(memory_broker: MemoryBroker) -> None:
@@ -303,24 +303,23 @@ async def test_a_peer_with_wrong_vectors_is_not_trusted_any_more(memory_broker: 
 async def test_the_nearest_are_found_without_embedding_them(memory_broker: MemoryBroker) -> None:
     theirs, ours = Letters(), Letters()
     agents = [sensor(f"s{n}", embedder=theirs) for n in range(3)]
-    async with agents[0].running(on(memory_broker)), agents[1].running(on(memory_broker)):
-        async with agents[2].running(on(memory_broker)):
-            async with sensor("l", None, ours).running(on(memory_broker)) as looker, Area(looker) as area:
-                for agent, text in zip(agents, ("fog", "traffic jam", "rain"), strict=True):
-                    await agent.observe(AIR, text=text)
-                await eventually(lambda: sum(bool(w.embeddings) for w in area.windows()) == 3)
-                first, second = area.nearest("jam in traffic", 2)
-                assert (first.source.agent, first.text) == ("s1", "traffic jam")
-                assert first.score > second.score
-                assert ours.texts == ["jam in traffic"]
-                assert area.nearest("fog", 1)[0].score == pytest.approx(1, abs=0.01)
-                assert ours.texts == ["jam in traffic"]  # a peer had that one
-                vector = Letters().embed(["rain"])[0].tolist()
-                assert area.nearest(vector, 1)[0].source.agent == "s2"
-                assert area.nearest(vector, model="other") == []
-                for query, words in (([0.0] * 26, "no direction"), ("123", "has no meaning")):
-                    with pytest.raises(ConfigError, match=words):
-                        area.nearest(query)
+    looking = sensor("l", None, ours).running(on(memory_broker))
+    async with together(memory_broker, *agents), looking as looker, Area(looker) as area:
+        for agent, text in zip(agents, ("fog", "traffic jam", "rain"), strict=True):
+            await agent.observe(AIR, text=text)
+        await eventually(lambda: sum(bool(w.embeddings) for w in area.windows()) == 3)
+        first, second = area.nearest("jam in traffic", 2)
+        assert (first.source.agent, first.text) == ("s1", "traffic jam")
+        assert first.score > second.score
+        assert ours.texts == ["jam in traffic"]
+        assert area.nearest("fog", 1)[0].score == pytest.approx(1, abs=0.01)
+        assert ours.texts == ["jam in traffic"]  # a peer had that one
+        vector = Letters().embed(["rain"])[0].tolist()
+        assert area.nearest(vector, 1)[0].source.agent == "s2"
+        assert area.nearest(vector, model="other") == []
+        for query, words in (([0.0] * 26, "no direction"), ("123", "has no meaning")):
+            with pytest.raises(ConfigError, match=words):
+                area.nearest(query)
 
 
 async def test_models_are_never_mixed(memory_broker: MemoryBroker) -> None:

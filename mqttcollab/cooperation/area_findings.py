@@ -90,7 +90,7 @@ class Finding:
         """One line for a person."""
         s = self.series
         unit = f" {s.unit}" if s.unit not in ("", "1") else ""
-        where = f" at {s.place}" if s.place else ""
+        where = f" ({s.place})" if s.place else ""
         parts = [f"@{s.key.agent}{where}: {s.name} {self.value:g}{unit}{_age(self.age_s, s.replayed)}"]
         if self.verdict == "stuck":
             parts.append(f"the same {self.stuck} times, which it never was before: the sensor may be stuck")
