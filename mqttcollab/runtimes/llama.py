@@ -88,7 +88,8 @@ class LlamaRuntime:
         """Answer as a whole.
 
         Raises:
-            RequestError: `busy` (too many wait), `too_large` (for the context), `bad_request`.
+            RequestError: `busy` (too many wait), `too_large` (for the context), `bad_request`, `unsupported` (a
+                schema that makes no grammar).
             RuntimeFailure: as `load`; or the model failed while it ran, or was closed.
             ConfigError: as `load`.
         """
