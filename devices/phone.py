@@ -31,6 +31,19 @@ EXAMPLES = (
     "Summarise this text",
     "Give me an idea for dinner",
     "Translate a sentence into Spanish",
+    "What is the tallest mountain on Earth?",
+    "Why is the sky blue?",
+    "Write a friendly e-mail to my landlord",
+    "Tell me about the history of Rome",
+    "What does the word serendipity mean?",
+    "Suggest a name for a cat",
+    "Rephrase this paragraph politely",
+    "How do vaccines work?",
+    "What is the difference between a crocodile and an alligator?",
+    "Make up a bedtime story",
+    "Who invented the telephone?",
+    "How does a rainbow form?",
+    "Give me three tips for learning a language",
 )
 SYSTEM = "You are a helpful assistant on a phone. Answer in a few short sentences."
 MOST_FACT_CHARACTERS = 2000
