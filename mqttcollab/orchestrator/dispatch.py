@@ -14,6 +14,7 @@ from mqttcollab.cooperation.ensemble import Consensus, agree
 from mqttcollab.errors import MqttCollabError, RequestError
 from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Step, Verdict
 from mqttcollab.orchestrator.decide import PlannedStep
+from mqttcollab.orchestrator.results import result_of
 from mqttcollab.orchestrator.schedule import Ranked, Scheduler
 from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
@@ -103,7 +104,9 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         before = [await asyncio.shield(run.tasks[number]) for number in sorted(step.after)]
         begun = loop.time()
-        results = {o.step.number: (o.reply.output or "").strip() for o in before if o.reply is not None}
+        results = {
+            o.step.number: result_of(o.step.text or "", o.step.service, o.reply) for o in before if o.reply is not None
+        }
         result = Step(
             number=step.number,
             text=step.text,
