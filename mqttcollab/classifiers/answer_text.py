@@ -9,7 +9,7 @@ from fractions import Fraction
 from mqttcollab.classifiers.arithmetic import LONGEST_TEXT, evaluate
 
 _NUMBER = r"-?\d[\d,]{0,24}(?:\.\d{1,24})?"
-_CONCLUSION = re.compile(
+CONCLUSION = re.compile(
     r"(?:=|\b(?:is|are|equals|has|have|answer:?|total:?|gets?|costs?))\s{0,3}[*$€£\\(]{0,4}(" + _NUMBER + ")", re.I
 )
 _ANY_NUMBER = re.compile(r"(?<![\w.,])" + _NUMBER)
@@ -56,7 +56,7 @@ _COMMON = frozenset(
 
 def final_number(text: str) -> float | None:
     """Return the number that an answer arrives at: the last behind `=`, `is`, …, else the last; None without any."""
-    found = _CONCLUSION.findall(text[:LONGEST_TEXT]) or _ANY_NUMBER.findall(text[:LONGEST_TEXT])
+    found = CONCLUSION.findall(text[:LONGEST_TEXT]) or _ANY_NUMBER.findall(text[:LONGEST_TEXT])
     return float(found[-1].replace(",", "")) if found else None
 
 
@@ -79,7 +79,7 @@ def asked_value(question: str) -> Fraction | None:
 
 def hits(value: Fraction, text: str) -> bool | None:
     """Whether the number that a text arrives at is this value, rounded as it is written; None without a number."""
-    found = _CONCLUSION.findall(text[:LONGEST_TEXT]) or _ANY_NUMBER.findall(text[:LONGEST_TEXT])
+    found = CONCLUSION.findall(text[:LONGEST_TEXT]) or _ANY_NUMBER.findall(text[:LONGEST_TEXT])
     if not found:
         return None
     decimals = len(found[-1].partition(".")[2])
