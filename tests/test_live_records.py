@@ -288,9 +288,8 @@ async def test_ten_thousand_examples_or_nan_are_a_problem_of_that_record_alone(
     payload = (json.dumps(RECORD | {"agent": "bad-1"})[:-1] + f", {fields}}}").encode()
     async with echo_agent().running(on(setup)), client().running(on(setup)) as asker:
         registry = await asker.follow()
-        await asker.transport.publish(TransportMessage("slm/agents/@bad-1/status", b"online 1", retain=True))
-        await known(lambda: registry.agents["bad-1"].present)
         await asker.transport.publish(TransportMessage(topic, payload, retain=True))
+        await asker.transport.publish(TransportMessage("slm/agents/@bad-1/status", b"online 1", retain=True))
         await known(lambda: re.search(words, registry.problems[topic]))
         await known(lambda: [offer.agent.name for offer in registry.offers(ECHO)] == ["echo-1"])
         assert (await asker.ask("hello", service=ECHO)).output == "@echo-1: hello"

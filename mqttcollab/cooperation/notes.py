@@ -151,7 +151,9 @@ async def _ask_for_a_note(asker: Agent, question: str, ask: dict[str, Any]) -> R
 
 def _heartbeat_s(registry: Registry, reply: Reply) -> float | None:
     """The shortest heartbeat of the data records that had a part in a reply; None where none is known."""
-    names = {(reply.agent, reply.service), *((s.agent, s.service) for s in (*reply.sources, *reply.steps))}
+    names = {(reply.agent, reply.service)}
+    names |= {(source.agent, source.service) for source in reply.sources}
+    names |= {(step.agent, step.service) for step in reply.steps}
     records = [
         registry.agents[agent].records.get(service)
         for agent, service in names
