@@ -19,7 +19,7 @@ from mqttcollab.cooperation.area_windows import (
     StreamLimits,
     Wanted,
 )
-from mqttcollab.errors import SubscribeError, TopicError
+from mqttcollab.errors import SubscribeError, TopicError, TransportError
 from mqttcollab.messages import Embedding, Observation
 from mqttcollab.topics import check_service, parse
 from mqttcollab.transport.base import Handler, Transport, TransportMessage
@@ -71,9 +71,12 @@ class EmbeddingStream:
 
     async def start(self) -> None:
         """Subscribes; raises SubscribeError if the broker refuses."""
+        self._closed = False
         try:
             await _subscribe(self._transport, self.filters, self._take)
-        except SubscribeError:
+        except BaseException as error:
+            if isinstance(error, TransportError) and not isinstance(error, SubscribeError):
+                return  # the connection broke meanwhile: the next one brings it
             await self.stop()
             raise
 
