@@ -74,9 +74,7 @@ class EmbeddingStream:
         self._closed = False
         try:
             await _subscribe(self._transport, self.filters, self._take)
-        except BaseException as error:
-            if isinstance(error, TransportError) and not isinstance(error, SubscribeError):
-                return  # the connection broke meanwhile: the next one brings it
+        except BaseException:
             await self.stop()
             raise
 
@@ -259,17 +257,23 @@ _shared: WeakKeyDictionary[Transport, dict[str, list[Handler]]] = WeakKeyDiction
 
 async def _subscribe(transport: Transport, filters: list[str], handler: Handler) -> None:
     shared = _shared.setdefault(transport, {})
-    for filter_ in filters:
+
+    async def one(filter_: str) -> None:
         handlers = shared.setdefault(filter_, [])
         handlers.append(handler)
 
-        def hand_out(message: TransportMessage, handlers: list[Handler] = handlers) -> None:
+        def hand_out(message: TransportMessage) -> None:
             for each in list(handlers):
                 each(message)
 
         # Also where it is subscribed already: the broker sends the retained observations again. At QoS 0, since
         # what waits at the broker for a session would arrive all at once, as if it were sensed together.
         await transport.subscribe(filter_, hand_out, qos=0)
+
+    for error in await asyncio.gather(*map(one, filters), return_exceptions=True):
+        # Where the connection broke meanwhile, the next one brings it.
+        if error is not None and (isinstance(error, SubscribeError) or not isinstance(error, TransportError)):
+            raise error
 
 
 async def _unsubscribe(transport: Transport, filters: list[str], handler: Handler) -> None:
