@@ -69,7 +69,9 @@ class AreaService(Service):
         self._area: Area | None = None
 
     async def started(self) -> None:
-        """Begins to follow the sensors."""
+        """Begins to follow the sensors, and who they are."""
+        if self._agent.embedder is not None:
+            await self._agent.follow()
         area = Area(self._agent, self._options.domain, place=self._options.only)
         self._area = await self._running.enter_async_context(area)
 
@@ -95,9 +97,11 @@ class AreaService(Service):
         )
 
     def _close_to(self, question: str, report: AreaReport) -> list[Finding]:
-        if self._area is None or self._area.embedder is None:
+        if self._agent.embedder is None:
             return []
-        near = {found.source for found in self._area.nearest(question, 2) if found.score >= CLOSE}
+        # By what services say of themselves: a reading in words is close to no question.
+        matches = self._agent.registry.nearest(question, "data.gpt/#")
+        near = {(m.offer.agent.name, m.offer.record.service) for m in matches if m.score >= CLOSE}
         return [finding for finding in report.findings if finding.series.key in near]
 
 

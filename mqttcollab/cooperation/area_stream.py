@@ -19,7 +19,7 @@ from mqttcollab.cooperation.area_windows import (
     StreamLimits,
     Wanted,
 )
-from mqttcollab.errors import SubscribeError, TopicError
+from mqttcollab.errors import SubscribeError, TopicError, TransportError
 from mqttcollab.messages import Embedding, Observation
 from mqttcollab.topics import check_service, parse
 from mqttcollab.transport.base import Handler, Transport, TransportMessage
@@ -71,9 +71,10 @@ class EmbeddingStream:
 
     async def start(self) -> None:
         """Subscribes; raises SubscribeError if the broker refuses."""
+        self._closed = False
         try:
             await _subscribe(self._transport, self.filters, self._take)
-        except SubscribeError:
+        except BaseException:
             await self.stop()
             raise
 
@@ -256,17 +257,23 @@ _shared: WeakKeyDictionary[Transport, dict[str, list[Handler]]] = WeakKeyDiction
 
 async def _subscribe(transport: Transport, filters: list[str], handler: Handler) -> None:
     shared = _shared.setdefault(transport, {})
-    for filter_ in filters:
+
+    async def one(filter_: str) -> None:
         handlers = shared.setdefault(filter_, [])
         handlers.append(handler)
 
-        def hand_out(message: TransportMessage, handlers: list[Handler] = handlers) -> None:
+        def hand_out(message: TransportMessage) -> None:
             for each in list(handlers):
                 each(message)
 
         # Also where it is subscribed already: the broker sends the retained observations again. At QoS 0, since
         # what waits at the broker for a session would arrive all at once, as if it were sensed together.
         await transport.subscribe(filter_, hand_out, qos=0)
+
+    for error in await asyncio.gather(*map(one, filters), return_exceptions=True):
+        # Where the connection broke meanwhile, the next one brings it.
+        if error is not None and (isinstance(error, SubscribeError) or not isinstance(error, TransportError)):
+            raise error
 
 
 async def _unsubscribe(transport: Transport, filters: list[str], handler: Handler) -> None:
