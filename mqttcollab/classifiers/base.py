@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from mqttcollab.messages import Relevance, Reply, ServiceRecord, Verdict
+from mqttcollab.messages import ContextItem, Relevance, Reply, ServiceRecord, Verdict
 
 
 @runtime_checkable
@@ -24,7 +24,18 @@ class ComplexityClassifier(Protocol):
 
 @runtime_checkable
 class DomainClassifier(Protocol):
-    """Which services a question touches, and whether any of them covers it, from the examples in service records."""
+    """Which services a question touches, and whether any of them covers it, from the examples in service records.
+
+    Attributes:
+        relevance_threshold: the probability from which a service counts as touched.
+        gap_threshold: the probability from which a question counts as beyond everybody.
+    """
+
+    @property
+    def relevance_threshold(self) -> float: ...
+
+    @property
+    def gap_threshold(self) -> float: ...
 
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before; a record that can't be used is left out."""
@@ -52,6 +63,10 @@ class Trainable(Protocol):
 class AnswerJudge(Protocol):
     """Whether an answer can be trusted, once it is there."""
 
-    def judge(self, question: str, reply: Reply) -> Verdict:
-        """The probability that the reply answers the question rightly."""
+    def judge(self, question: str, reply: Reply, context: Sequence[ContextItem] = ()) -> Verdict:
+        """The probability that the reply answers the question rightly, given the context that it could build on."""
+        ...
+
+    def check(self, question: str, reply: Reply) -> float | None:
+        """The same by what can be checked without believing who answered; None where nothing can."""
         ...

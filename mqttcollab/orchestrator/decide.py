@@ -171,13 +171,12 @@ class _Draft:
         done = {self.steps[need - 1].service for need in needs}
         asked = plain(subtask.text)
         gap, relevant = domains.gap(asked), self._relevant(asked, done)
-        limits = domains.thresholds
-        if subtask.after and (gap.probability > limits.gap or not self._likely(relevant)):
+        if subtask.after and (gap.probability >= domains.gap_threshold or not self._likely(relevant)):
             # "Is that too high?" says little alone: it is read together with what it points at.
             asked = " ".join([*(plain(self._subtasks[n].text) for n in sorted(subtask.after)), asked])
             gap, relevant = domains.gap(asked), self._relevant(asked, done)
         if self._decider.detect_gaps:
-            chosen = self._likely(relevant) if gap.probability <= limits.gap else []
+            chosen = self._likely(relevant) if gap.probability < domains.gap_threshold else []
         else:
             chosen = self._likely(relevant) or relevant[:1]
         common = {"gap": gap, "domains": tuple(relevant)}
@@ -197,7 +196,7 @@ class _Draft:
         return [r for r in self._decider.classifiers.domains.relevance(text) if r.service in self._offers and r.service not in skipped]
 
     def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
-        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.thresholds.relevance]
+        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
 
     def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
         service = self._decider.fallback

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass, field, replace
 
 from mqttcollab.classifiers.base import AnswerJudge
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
-from mqttcollab.cooperation.ensemble import Consensus, agree
+from mqttcollab.cooperation import Consensus, agree
 from mqttcollab.errors import MqttCollabError, RequestError
 from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Step, Verdict
+from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import PlannedStep
 from mqttcollab.orchestrator.results import result_of
 from mqttcollab.orchestrator.schedule import Ranked, Scheduler
@@ -26,7 +27,7 @@ _MOST_ATTEMPTS = 3
 class Attempt:
     """What one agent said to a subtask, or why it said nothing."""
 
-    ranked: Ranked
+    offer: Offer
     reply: Reply | None = None
     error: ErrorInfo | None = None
     verdict: Verdict | None = None
@@ -34,7 +35,14 @@ class Attempt:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one step: how it went, the reply if there was one, everybody who was asked and how they agree."""
+    """What became of one step.
+
+    Attributes:
+        step: how it went.
+        reply: the answer, if there is one.
+        attempts: who was asked one after the other.
+        consensus: where several answered.
+    """
 
     step: Step
     reply: Reply | None = None
@@ -42,16 +50,11 @@ class Outcome:
     consensus: Consensus | None = None
 
 
-# Asks one agent for a step: the offer, the step, its text with results filled in, context, seconds left.
-AskFunction = Callable[[Offer, PlannedStep, str, list[ContextItem], float], Awaitable[Reply]]
-
-
 @dataclass(slots=True)
 class _Run:
     """A plan under way; `levels` says how many steps follow one after the other from each on."""
 
-    ask: AskFunction
-    context: Sequence[ContextItem]
+    asking: Asking
     started: float
     deadline: float
     levels: dict[int, int]
@@ -67,7 +70,7 @@ class Dispatcher:
         scheduler: the order in which agents are tried.
         judge: says whether an answer can be trusted.
         trust: an answer less likely right than this is put to a further agent, where there is one.
-        share: False passes no step's result on to another.
+        share: False passes no step's result on to another as context.
     """
 
     registry: Registry
@@ -77,18 +80,15 @@ class Dispatcher:
     share: bool = True
     own: Counter[str] = field(default_factory=Counter)
 
-    async def run(
-        self, plan: Sequence[PlannedStep], context: Sequence[ContextItem], ask: AskFunction, deadline: float
-    ) -> AsyncGenerator[Outcome, None]:
+    async def run(self, plan: Sequence[PlannedStep], asking: Asking, deadline: float) -> AsyncGenerator[Outcome, None]:
         """Runs all steps; yields each one's outcome as soon as it is known. Closing it cancels what still runs.
 
         Args:
             plan: its steps, each after those that it waits for.
-            context: what every step is given.
-            ask: sends a subtask to an agent.
+            asking: sends subtasks to agents.
             deadline: loop time by which all has to be done. Steps that wait for each other share what remains.
         """
-        run = _Run(ask, context, asyncio.get_running_loop().time(), deadline, _levels(plan))
+        run = _Run(asking, asyncio.get_running_loop().time(), deadline, _levels(plan))
         for step in plan:
             run.tasks[step.number] = asyncio.create_task(self._step(run, step))
         try:
@@ -104,9 +104,6 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         before = [await asyncio.shield(run.tasks[number]) for number in sorted(step.after)]
         begun = loop.time()
-        results = {
-            o.step.number: result_of(o.step.text or "", o.step.service, o.reply) for o in before if o.reply is not None
-        }
         result = Step(
             number=step.number,
             text=step.text,
@@ -116,56 +113,77 @@ class Dispatcher:
             start_ms=round(1000 * (begun - run.started), 1),
         )
         outcome = Outcome(result)
+        results = {o.step.number: _result(o) for o in before if o.reply is not None}
         if missing := sorted(references(step.text) - results.keys()):
             result.status = "skipped"
-            result.error = ErrorInfo(code="internal", message=f"step {missing[0]}, whose result it needs, gave none")
+            result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
             return outcome
         result.text = fill(step.text, results)
         if step.recalled is not None:
-            outcome.reply = step.recalled.reply()
-            result.agent = step.recalled.note.agent
+            outcome.reply, result.agent = step.recalled.reply(), step.recalled.note.agent
         else:
             passed = [_context(o) for o in before if o.reply is not None] if self.share else []
+            context = [*run.asking.request.context, *passed]
             seconds = max(0.0, run.deadline - begun) / run.levels[step.number]
-            await self._ask_around(run, step, outcome, [*run.context, *passed], begun + seconds)
-        result.status = "ok" if outcome.reply is not None else "error"
+            await self._ask(run.asking, step, outcome, context, begun + seconds)
         result.elapsed_ms = round(1000 * (loop.time() - begun), 1)
-        if outcome.reply is not None:
+        if outcome.reply is None:
+            result.status = "error"
+        else:
             result.confidence = outcome.reply.confidence
             result.verdict = self._verdict(outcome)
         return outcome
 
-    async def _ask_around(
-        self, run: _Run, step: PlannedStep, outcome: Outcome, context: list[ContextItem], deadline: float
+    async def _ask(
+        self, asking: Asking, step: PlannedStep, outcome: Outcome, context: list[ContextItem], deadline: float
     ) -> None:
-        """Asks agents until as many as wanted have given an answer that can be trusted; fills the outcome."""
-        loop = asyncio.get_running_loop()
-        text = outcome.step.text or ""
-        left = deque(self.scheduler(step.ranked, self.own)[: max(_MOST_ATTEMPTS, step.answers)])
-        if not left:
-            outcome.step.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
+        """Fills the outcome: several agents vote, or one after the other is asked until an answer can be trusted."""
+        result = outcome.step
+        ranked = self.scheduler(step.ranked, self.own)
+        if not ranked:
+            result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
             return
+        text = None if step.whole else result.text
+        if step.answers > 1 and len(ranked) > 1:
+            question = Question(text, context, max(0.001, deadline - asyncio.get_running_loop().time()))
+            try:
+                outcome.consensus = await asking.several([one.offer for one in ranked], question, step.answers)
+            except RequestError as error:
+                result.error = ErrorInfo(code=error.code, message=error.message)
+            else:
+                result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
+            return
+        await self._one_after_the_other(asking, ranked[:_MOST_ATTEMPTS], outcome, Question(text, context, deadline))
 
-        async def one_after_the_other() -> None:
-            while left:
-                ranked = left.popleft()
-                seconds = max(0.001, (deadline - loop.time()) / (1 + len(left)))
-                outcome.step.agent = ranked.offer.agent.name
-                attempt = Attempt(ranked)
-                outcome.attempts.append(attempt)
-                await self._attempt(attempt, run.ask(ranked.offer, step, text, context, seconds), others=bool(left))
-                if attempt.reply is not None:
-                    attempt.verdict = self.judge.judge(text, attempt.reply)
-                    if attempt.verdict.probability >= self.trust:
-                        return
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(step.answers, len(left))):
-                group.create_task(one_after_the_other())
-        self._conclude(outcome)
+    async def _one_after_the_other(
+        self, asking: Asking, ranked: list[Ranked], outcome: Outcome, question: Question
+    ) -> None:
+        """Asks until an answer can be trusted; `question.seconds` is the loop time by which to end."""
+        loop, result = asyncio.get_running_loop(), outcome.step
+        for left, one in zip(range(len(ranked), 0, -1), ranked, strict=True):
+            result.agent = one.offer.agent.name
+            seconds = max(0.001, (question.seconds - loop.time()) / left)
+            attempt = Attempt(one.offer)
+            outcome.attempts.append(attempt)
+            await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=left > 1)
+            if attempt.reply is not None:
+                attempt.verdict = self.judge.judge(result.text or "", attempt.reply, question.context)
+                if attempt.verdict.probability >= self.trust:
+                    break
+        answered = [a for a in outcome.attempts if a.reply is not None]
+        if not answered:
+            result.error = outcome.attempts[-1].error
+            return
+        if len(answered) > 1:
+            votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
+            outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
+        if outcome.consensus is not None:
+            result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
+        else:
+            result.agent, outcome.reply = answered[0].offer.agent.name, answered[0].reply
 
     async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
-        name = attempt.ranked.offer.agent.name
+        name = attempt.offer.agent.name
         self.own[name] += 1
         try:
             attempt.reply = await unless_lost(asking, self.registry, name, others=others)
@@ -176,29 +194,16 @@ class Dispatcher:
         finally:
             self.own[name] -= 1
 
-    def _conclude(self, outcome: Outcome) -> None:
-        """Takes the one answer, or what several agree on."""
-        answered = [a for a in outcome.attempts if a.reply is not None]
-        if not answered:
-            last = outcome.attempts[-1]
-            outcome.step.agent, outcome.step.error = last.ranked.offer.agent.name, last.error
-            return
-        chosen = answered[0]
-        if len(answered) > 1:
-            outcome.consensus = agree([(a.ranked.offer.agent.name, _reply(a), _weight(a)) for a in answered])
-            chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
-        outcome.step.agent, outcome.reply = chosen.ranked.offer.agent.name, chosen.reply
-
     def _verdict(self, outcome: Outcome) -> Verdict:
         assert outcome.reply is not None
         verdict = self.judge.judge(outcome.step.text or "", outcome.reply)
         if outcome.consensus is None:
             return verdict
-        share = outcome.consensus.agreement
+        agreement = outcome.consensus.agreement
         return Verdict(
             score=verdict.score,
-            probability=verdict.probability * share,
-            reason=f"{verdict.reason}; {share:.0%} of what was said by weight agrees",
+            probability=verdict.probability * agreement,
+            reason=f"{verdict.reason}; {agreement:.0%} of the votes agree",
         )
 
 
@@ -217,7 +222,12 @@ def _reply(attempt: Attempt) -> Reply:
 
 def _weight(attempt: Attempt) -> float:
     assert attempt.verdict is not None
-    return attempt.verdict.probability * attempt.ranked.candidate.probability
+    return attempt.verdict.probability
+
+
+def _result(outcome: Outcome) -> str:
+    assert outcome.reply is not None
+    return result_of(outcome.step.text or "", outcome.step.service, outcome.reply)
 
 
 def _context(outcome: Outcome) -> ContextItem:

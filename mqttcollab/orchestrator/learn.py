@@ -1,4 +1,4 @@
-"""Keeps the domain classifier in step with the registry, and trains it in the background."""
+"""What an orchestrator learns: the records as they come, and from outcomes how far each agent can be trusted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from mqttcollab.classifiers.base import DomainClassifier, Trainable
+from mqttcollab.classifiers.base import AnswerJudge, DomainClassifier, Trainable
+from mqttcollab.classifiers.skill import SkillBook
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.messages import ServiceRecord
+from mqttcollab.orchestrator.dispatch import Outcome
 from mqttcollab.threads import Threads
 
 _log = logging.getLogger(__name__)
 
 # A fleet that comes up is not trained on agent by agent.
 _QUIET_S = 2.0
+# What says that an agent failed at what it claims to do, not that it was busy, stopped or not reached.
+_FAILURES = ("internal", "no_capability", "deadline_exceeded", "unsupported")
 
 
 class Learner:
@@ -79,3 +83,30 @@ class Learner:
                     await self._registry.changed()
             except TimeoutError:
                 return
+
+
+def note_verdicts(skill: SkillBook, judge: AnswerJudge, outcome: Outcome) -> None:
+    """Notes how right everybody was who worked on a step, as far as it shows without believing them.
+
+    That is: it failed; what it said can be checked; or others said the same or something else. An answer that
+    nobody can check teaches nothing, whatever confidence it states.
+    """
+    service = outcome.step.service
+    for attempt in outcome.attempts:
+        if attempt.error is not None and attempt.error.code in _FAILURES:
+            skill.note(attempt.offer.agent.name, service, 0.0)
+    if outcome.consensus is not None:
+        winners, *others = outcome.consensus.groups
+        if not others and len(winners) == 1:
+            return
+        share = outcome.consensus.agreement
+        for right, group in [(share, winners), *((1 - share, group) for group in others)]:
+            for vote in group:
+                checked = judge.check(outcome.step.text or "", vote.reply)
+                skill.note(vote.agent, service, right if checked is None else checked, vote.reply.confidence)
+        return
+    for attempt in outcome.attempts:
+        if attempt.reply is not None:
+            checked = judge.check(outcome.step.text or "", attempt.reply)
+            if checked is not None:
+                skill.note(attempt.offer.agent.name, service, checked, attempt.reply.confidence)

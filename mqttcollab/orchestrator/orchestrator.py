@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
-from mqttcollab.cms.views import Offer
-from mqttcollab.errors import ConfigError, MqttCollabError, RequestError
-from mqttcollab.messages import ContextItem, Reply, Request, ServiceRecord, Step
+from mqttcollab.classifiers.chain import Classifiers, default_classifiers
+from mqttcollab.cooperation import KnowledgeBase, Notes
+from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
-from mqttcollab.orchestrator.decide import Decider, Decision, PlannedStep
-from mqttcollab.orchestrator.dispatch import AskFunction, Dispatcher, Outcome
-from mqttcollab.orchestrator.learn import Learner
+from mqttcollab.orchestrator.asking import Asking
+from mqttcollab.orchestrator.decide import Decider, Decision
+from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
+from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
 from mqttcollab.orchestrator.progress import Progress
 from mqttcollab.orchestrator.schedule import Scheduler, least_pressure
@@ -23,6 +25,7 @@ from mqttcollab.service import Answer, Service
 from mqttcollab.topics import ORCHESTRATION
 
 if TYPE_CHECKING:
+    from mqttcollab.plans.decompose import Decomposer
     from mqttcollab.runtimes.base import Embedder
 
 # What is kept of a request's time for putting the answer together and sending it.
@@ -42,7 +45,7 @@ class OrchestratorOptions:
         answers: how many agents are asked the same where several offer it, but for data; they vote.
         detect_gaps, decompose, share: False switches off the detection of gaps, the splitting of questions, or the
             passing on of results and what is remembered of earlier ones.
-        scheduler, aggregator: replacements for the defaults.
+        decomposer, scheduler, aggregator: replacements for the defaults.
     """
 
     fallback: str | None = "knowledge.gpt/general"
@@ -52,6 +55,7 @@ class OrchestratorOptions:
     detect_gaps: bool = True
     decompose: bool = True
     share: bool = True
+    decomposer: Decomposer | None = None
     scheduler: Scheduler = least_pressure
     aggregator: Aggregator = with_sources
 
@@ -83,11 +87,11 @@ class Orchestrator(Service):
         self._agent = agent
         self._decider = Decider(
             self.classifiers,
+            self.options.decomposer or self.classifiers.decomposer if self.options.decompose else None,
             self.knowledge,
-            fallback=self.options.fallback,
+            self.options.fallback,
             answers=self.options.answers,
             detect_gaps=self.options.detect_gaps,
-            decompose=self.options.decompose,
         )
         self._dispatcher: Dispatcher | None = None
         self._learner: Learner | None = None
@@ -120,7 +124,8 @@ class Orchestrator(Service):
             decision = await self._decide(request)
             progress.planned(decision.plan)
             outcomes: list[Outcome] = []
-            running = self._dispatcher.run(decision.steps, request.context, self._ask(request), deadline)
+            asking = Asking(self._agent, request, self._skill)
+            running = self._dispatcher.run(decision.steps, asking, deadline)
             async with contextlib.aclosing(running):
                 async for outcome in running:
                     outcomes.append(outcome)
@@ -144,36 +149,21 @@ class Orchestrator(Service):
         offers = await self._learner.offers()
         return await self._decider.decide(request, [o for o in offers if o.record.service != ORCHESTRATION])
 
+    def _skill(self, agent: str, service: str) -> float:
+        return self.classifiers.capability.skill.expected(agent, service).probability
+
     def _is_specialist(self, record: ServiceRecord) -> bool:
-        return record.service not in (ORCHESTRATION, self.options.fallback)
-
-    def _ask(self, request: Request) -> AskFunction:
-        async def ask(
-            offer: Offer, step: PlannedStep, text: str, context: list[ContextItem], seconds: float
-        ) -> Reply:
-            question = request.input
-            if not step.whole:
-                question = {**question, "text": text} if isinstance(question, dict) else text
-            return await self._agent.ask(
-                question,
-                service=offer.record.service,
-                agent=offer.agent.name,
-                context=context,
-                parameters=request.parameters,
-                ttl_s=seconds,
-                session=request.session,
-            )
-
-        return ask
+        return record.service not in (ORCHESTRATION, Notes.name, self.options.fallback)
 
     def _learn(self, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
         for outcome in outcomes:
-            for attempt in outcome.attempts:
-                self.classifiers.capability.note(attempt, outcome.consensus)
-            if self.knowledge is not None and outcome.attempts and outcome.reply is not None:
-                if outcome.step.service != self.options.fallback and not outcome.step.after:
-                    self.knowledge.remember(outcome.step.text or "", outcome.reply)
+            note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
+            if self.knowledge is None or outcome.step.after or outcome.step.service == self.options.fallback:
+                continue
+            asked = bool(outcome.attempts or outcome.consensus)
+            if asked and outcome.reply is not None and outcome.step.verdict is not None:
+                self.knowledge.remember(outcome.step.text or "", outcome.reply)
 
     async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
         if self.options.phrasing is None:
