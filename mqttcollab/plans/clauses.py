@@ -25,7 +25,10 @@ _POLITE = re.compile(
     re.I,
 )
 # "what is", "how many people are", "which bus goes"; with a determiner before the verb it is no question of its own.
-_OPEN = rf"(?:{_PREPOSITION}\s+)?{_WH}(?:['’](?:s|re)\b|\s+(?:(?!{_DETERMINER}\b|{_PRONOUN}\b)[\w'’%/-]+\s+){{0,4}}?{_AUX}\b)"
+_OPEN = (
+    rf"(?:{_PREPOSITION}\s+)?{_WH}"
+    rf"(?:['’](?:s|re)\b|\s+(?:(?!{_DETERMINER}\b|{_PRONOUN}\b)[\w'’%/-]+\s+){{0,4}}?{_AUX}\b)"
+)
 _SUBJECT = rf"(?:what|who|which\s+\w+)\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)[a-z]+(?:s|ed|ote|ew|on|ame)\b"
 _CLOSED = (
     rf"(?:(?:is|are|was|were|can|could|would|should|shall|might|may|must|am|has|does|did)\s+"
@@ -96,7 +99,7 @@ _DUMMY = re.compile(
     r"|\b(?:this|that)\s+(?:morning|afternoon|evening|week|weekend|month|year|day|time)\b",
     re.I,
 )
-_NAMED = re.compile(rf"\b(?:the|a|an|my|your|our)\s+\w+|(?<!^)(?-i:\b[A-Z][a-z]+)", re.I)
+_NAMED = re.compile(r"\b(?:the|a|an|my|your|our)\s+\w+|(?<!^)(?-i:\b[A-Z][a-z]+)", re.I)
 _PERSONAL = re.compile(r"\b(?:i|me|my|we|us|our)\b", re.I)
 
 
@@ -155,7 +158,7 @@ def _of_sentence(sentence: str) -> list[str]:
 
 
 def _split_lead(sentence: str) -> tuple[str, str]:
-    """Return what stands before the question within its sentence ("If it is hot, …", "I feel dizzy, …"), and the rest."""
+    """Return what stands before the question in its sentence ("If it is hot, …", "I feel dizzy, …"), and the rest."""
     if _asks(sentence) and not _CONDITION.match(sentence):
         return "", sentence
     for comma in re.finditer(r",\s+(?:and\s+|so\s+|then\s+)?", _shadow(sentence)):

@@ -113,7 +113,7 @@ def _expression(text: str) -> list[str] | None:
 
 
 def _names_compared(text: str, end: str, offset: int) -> list[str] | None:
-    """Return "How hot is Berlin?", "How hot is Munich?" and the comparison, where the adjective says what to measure."""
+    """Return "How hot is Berlin?", "How hot is Munich?" and the comparison, where the adjective names a measure."""
     found = _IS_MORE.fullmatch(text)
     if found is None or not (_NAME.fullmatch(found["a"]) and _NAME.fullmatch(found["b"])):
         return None
