@@ -29,6 +29,8 @@ _FINAL_PENALTY = 1e-6
 _FARTHEST_ESTIMATE = 2.2
 _FARTHEST_MEMBER = 1e6
 _MEMBERS = 4
+# The two-stage member errs most on groups never seen; the others together hardly ever rank them worse than length.
+_SHARES_OF_GROUPED = np.array([0, 1, 1, 1]) / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,8 @@ def form_committee(
     )
     member_scale = Scale.of(members, _FARTHEST_MEMBER)
     members = member_scale(members)
-    if grouped:  # how well a member ranks a few subjects says little about others
-        shares = np.full(_MEMBERS, 1 / _MEMBERS)
-    else:
-        shares = _shares(members, outcomes, [outside for _, outside in folds])
+    # How well a member ranks a few groups says little about others.
+    shares = _SHARES_OF_GROUPED if grouped else _shares(members, outcomes, [outside for _, outside in folds])
     final = ridge((members @ shares)[:, None], gain, _FINAL_PENALTY)
     direct, meaning = ridge(x, gain, _DIRECT_PENALTY), ridge(meant, gain, _MEANING_PENALTY)
     return Committee(estimate_scale, second, direct, meaning, member_scale, shares, final)

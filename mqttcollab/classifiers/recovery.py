@@ -50,8 +50,9 @@ def route_figures(scores: Floats, weak: Floats, strong: Floats, *, weak_cost: fl
         raise ValueError("the strong model is not better than the weak one on these rows; there is no gap to recover")
     order = np.argsort(-scores, kind="stable")
     gain = (strong - weak)[order]
-    _, group, sizes = np.unique(-scores[order], return_inverse=True, return_counts=True)
-    gain = (np.bincount(group, gain) / sizes)[group]
+    ordered = scores[order]
+    group = np.concatenate([[0], np.cumsum(ordered[1:] != ordered[:-1])])
+    gain = (np.bincount(group, gain) / np.bincount(group))[group]
     recovered = np.concatenate([[0.0], np.cumsum(gain)]) / gap
     budget = np.linspace(0.0, 1.0, 1001)
     curve = np.interp(budget * (1.0 - weak_cost), np.arange(len(scores) + 1) / len(scores), recovered)

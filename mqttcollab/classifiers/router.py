@@ -8,8 +8,8 @@ a second on a small computer:
   gains nothing, and only the second stage can say so;
 - the gain straight from the features; the gain from the prompt's embedding; and the prompt's length.
 
-Where examples come in groups (subjects), all four have an equal say; otherwise those have that rank folds left out
-at least half as well as the best.
+Where examples come in groups (subjects), all but the first have an equal say: it is the one that errs most on groups
+never seen. Otherwise those have that rank folds left out at least half as well as the best.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from mqttcollab.classifiers.ridge import Linear, Scale, array, ridge
 from mqttcollab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mqttcollab.classifiers.ridge import Floats
     from mqttcollab.runtimes.base import Embedder
 
@@ -70,6 +72,38 @@ class RouteDecision:
         return self.gain > price
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a router sees of prompts and answers.
+
+    Attributes:
+        x: (n, features).
+        meant: (n, dimension), the prompts' embeddings; without an embedder (n, 1), all zero.
+        names: of the features, as they are told to a person.
+    """
+
+    x: Floats
+    meant: Floats
+    names: tuple[str, ...]
+
+    def rows(self, chosen: NDArray[np.intp]) -> Seen:
+        """Return the rows chosen."""
+        return Seen(self.x[chosen], self.meant[chosen], self.names)
+
+
+def see(prompts: Sequence[str], answers: Sequence[str | None] | None, embedder: Embedder | None) -> Seen:
+    """Return what can be seen of at least one prompt and, unless None, of the weak model's answers."""
+    rows = []
+    for prompt, answer in zip(prompts, answers or [None] * len(prompts), strict=True):
+        answered = answer_features(prompt, answer) if answer is not None else {}
+        alike = option_similarities(prompt, embedder) if embedder is not None else {}
+        rows.append(prompt_features(prompt) | answered | alike)
+    meant = np.zeros((len(rows), 1))
+    if embedder is not None:
+        meant = embedder.embed([prompt[:LONGEST_TEXT] for prompt in prompts]).astype(float)
+    return Seen(np.array([list(row.values()) for row in rows], float), meant, tuple(rows[0]))
+
+
 @dataclass(frozen=True)
 class Router:
     """Says when to ask the strong model; made by `fit` from examples, or by `load` from a file.
@@ -92,7 +126,12 @@ class Router:
 
     @classmethod
     def fit(
-        cls, examples: Sequence[RouteExample], embedder: Embedder | None = None, *, read_answers: bool = True
+        cls,
+        examples: Sequence[RouteExample],
+        embedder: Embedder | None = None,
+        *,
+        read_answers: bool = True,
+        seen: Seen | None = None,
     ) -> Router:
         """Learn from prompts with known outcomes; takes seconds.
 
@@ -100,6 +139,7 @@ class Router:
             examples: at least 50; read with their weak answers if all of them have one.
             embedder: adds what prompts and their options mean; None goes without.
             read_answers: False leaves the weak answers unread, so that the weak model need not be called first.
+            seen: what `see` returned for these examples, where that was called before.
 
         Raises:
             ConfigError: there are too few examples, or nothing can be learned from them.
@@ -112,9 +152,9 @@ class Router:
             raise ConfigError("the strong model is not better than the weak one on the routing examples to learn from")
         reads = read_answers and all(e.weak_answer is not None for e in examples)
         answers = [e.weak_answer for e in examples] if reads else None
-        x, meant, names = _see([e.prompt for e in examples], answers, embedder)
-        scale, meant_scale = Scale.of(x, _FARTHEST), Scale.of(meant, _FARTHEST)
-        x, meant = scale(x), meant_scale(meant)
+        seen = seen or see([e.prompt for e in examples], answers, embedder)
+        scale, meant_scale = Scale.of(seen.x, _FARTHEST), Scale.of(seen.meant, _FARTHEST)
+        x, meant = scale(seen.x), meant_scale(seen.meant)
         targets = np.column_stack([(weak + strong) / 2, strong - weak, weak])
         groups = [e.group for e in examples]
         folds = list(group_folds(groups))
@@ -122,7 +162,7 @@ class Router:
         committee = form_committee(x, meant, estimates, (weak, strong), folds, grouped=grouped(groups))
         levels, chances = isotonic(estimates[:, 2], weak)
         first = ridge(x, targets, _PENALTY)
-        return cls(reads, embedder, names, scale, meant_scale, first, committee, levels, chances)
+        return cls(reads, embedder, seen.names, scale, meant_scale, first, committee, levels, chances)
 
     def decide(self, prompts: Sequence[str], weak_answers: Sequence[str] | None = None) -> list[RouteDecision]:
         """Return a decision for each prompt.
@@ -134,8 +174,11 @@ class Router:
             raise ConfigError("this router reads the weak model's answers; give one for each prompt")
         if not prompts:
             return []
-        x, meant, _ = _see(prompts, weak_answers if self.reads_answers else None, self.embedder)
-        x, meant = self.scale(x), self.meant_scale(meant)
+        return self.decide_seen(see(prompts, weak_answers if self.reads_answers else None, self.embedder))
+
+    def decide_seen(self, seen: Seen) -> list[RouteDecision]:
+        """Return a decision for each row of what `see` returned."""
+        x, meant = self.scale(seen.x), self.meant_scale(seen.meant)
         estimates = self.first(x)
         gains = np.clip(self.committee(estimates, x, meant), -1, 1)
         chances = np.interp(estimates[:, 2], self.levels, self.chances)
@@ -192,10 +235,10 @@ class Router:
         reads = content["reads_answers"]
         if not isinstance(reads, bool):
             raise ValueError("reads_answers is true or false")
-        _, meant, names = _see([""], [""] if reads else None, embedder)
-        if content["features"] != list(names):
+        seen = see([""], [""] if reads else None, embedder)
+        if content["features"] != list(seen.names):
             raise ConfigError("a router of another version, which saw other features; train it again")
-        width, dimension = len(names), meant.shape[1]
+        width, dimension = len(seen.names), seen.meant.shape[1]
         committee = Committee.from_dict(content["committee"], width, dimension)
         levels = array(content["levels"], (len(content["levels"]),))
         if not len(levels) or (np.diff(levels) < 0).any():
@@ -208,7 +251,7 @@ class Router:
             Scale.from_dict(content["meant_scale"], dimension),
         )
         first = Linear.from_dict(content["first"], width, (3,))
-        return cls(reads, embedder, names, scale, meant_scale, first, committee, levels, chances)
+        return cls(reads, embedder, seen.names, scale, meant_scale, first, committee, levels, chances)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; raises ConfigError where that can't be."""
@@ -234,18 +277,3 @@ class Router:
             return cls.from_dict(content, embedder)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-
-
-def _see(
-    prompts: Sequence[str], answers: Sequence[str | None] | None, embedder: Embedder | None
-) -> tuple[Floats, Floats, tuple[str, ...]]:
-    """Return the features (n, k), the embeddings (n, d; d is 1 and all zero without an embedder) and k names."""
-    rows = []
-    for prompt, answer in zip(prompts, answers or [None] * len(prompts), strict=True):
-        answered = answer_features(prompt, answer) if answer is not None else {}
-        alike = option_similarities(prompt, embedder) if embedder is not None else {}
-        rows.append(prompt_features(prompt) | answered | alike)
-    meant = np.zeros((len(rows), 1))
-    if embedder is not None:
-        meant = embedder.embed([prompt[:LONGEST_TEXT] for prompt in prompts]).astype(float)
-    return np.array([list(row.values()) for row in rows], float), meant, tuple(rows[0])

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqttcollab import __version__
+from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
 from mqttcollab.config import BROKER_VARIABLE
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     # In a pipe plain lines; rich's boxes are for terminals.
     rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
 )
+
+app.add_typer(evaluations, name="eval")
 
 Url = Annotated[
     str | None,

@@ -28,13 +28,24 @@ def bootstrap(
     """
     random = np.random.default_rng(seed)
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])  # the rows of each group
     drawn: list[dict[str, float]] = []
     for _ in range(draws):
         picks = random.integers(len(members), size=len(members))
+        rows = picks if len(members) == len(groups) else np.concatenate([members[pick] for pick in picks])
         try:
-            drawn.append(figures(np.concatenate([members[pick] for pick in picks])))
+            drawn.append(figures(rows))
         except ValueError:
             continue
     names = drawn[0] if drawn else ()
     return {name: np.quantile([figure[name] for figure in drawn], [0.025, 0.975]).tolist() for name in names}
+
+
+def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve, ties counting half; raises ValueError where a class is missing."""
+    count = int(positive.sum())
+    if not 0 < count < len(positive):
+        raise ValueError("both classes are needed")
+    _, place, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2
+    return float((ranks[place][positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
