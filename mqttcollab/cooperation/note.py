@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,13 +124,15 @@ def clean_data(value: Any) -> Any:
 def clean_source(source: Source) -> Source:
     """A source with its texts cleaned, and without a name of an agent or service that is none: names stand unquoted."""
     fields = clean_data(source.model_dump(exclude_none=True))
-    for field, check in (("agent", check_agent), ("service", check_service)):
-        with suppress(TopicError):
-            if field in fields:
-                check(fields[field])
-                continue
-        fields.pop(field, None)
-    return Source(**fields)
+    return Source(
+        **fields | {"agent": _valid(source.agent, check_agent), "service": _valid(source.service, check_service)}
+    )
+
+
+def _valid(name: str | None, check: Callable[[str], str]) -> str | None:
+    with suppress(TopicError):
+        return check(name or "")
+    return None
 
 
 def age_in_words(age_s: float) -> str:
