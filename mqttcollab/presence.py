@@ -103,6 +103,8 @@ class Presence:
         connection = -1
         while connection != self._connections:  # what went to the connection before may be forgotten
             connection = self._connections
+            if not self._renewing:  # else an earlier state may still wait to be sent, and arrive after this one
+                self._stale.clear()
             for message in self._descriptions():
                 await self.transport.publish(message)
             await self._say_state()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqttcollab.cooperation.note import Note, clean, is_volatile, refusal, unpack
+from mqttcollab.cooperation.note import Note, clean, clean_data, clean_source, is_volatile, refusal, unpack
 from mqttcollab.cooperation.sameness import Question, difference, read, sameness
 from mqttcollab.cooperation.store import read_notes, write_notes
 from mqttcollab.errors import ConfigError
@@ -53,7 +53,7 @@ class KnowledgeBase:
         ttl_s: how long knowledge holds, in seconds.
         volatile_ttl_s: how long data holds, and what is asked about a moment, where nothing better is known.
         threshold: how near (cosine) two words must be to stand for each other; None: words must be equal.
-            `sameness.calibrate` finds it from pairs of questions; 0.75 suits wordllama.
+            `sameness.calibrate` finds it from pairs of questions; 0.8 suits wordllama.
         least_confidence: an answer of less is not kept; one that says nothing about it is.
         clock: seconds; only differences count.
 
@@ -121,17 +121,18 @@ class KnowledgeBase:
         data, age_s, left_s = unpack(reply.data)
         volatile = is_volatile(question, reply)
         usual_s = ttl_s or (self.volatile_ttl_s if volatile else self.ttl_s)
-        giver = Source(agent=reply.agent, service=reply.service)
+        giver = clean_source(Source(agent=reply.agent, service=reply.service))
+        sources = [clean_source(source) for source in reply.sources] or [giver]
         relayed = age_s is not None and bool(reply.sources)
-        first = reply.sources[0] if relayed else giver
+        first = sources[0] if relayed else giver
         note = Note(
             question=question,
             text=clean(reply.output or "").strip(),
-            data=data,
-            sources=[source.model_copy() for source in reply.sources] or [giver],
+            data=clean_data(data),
+            sources=sources,
             agent=first.agent,
             service=first.service,
-            via=reply.agent if relayed else None,
+            via=giver.agent if relayed else None,
             confidence=reply.confidence,
             learned_at=self._clock() - (age_s or 0.0),
             ttl_s=min(usual_s, (age_s or 0.0) + left_s) if left_s is not None else usual_s,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from mqttcollab.cooperation.sameness import read
+from mqttcollab.errors import TopicError
 from mqttcollab.messages import Reply, Source
+from mqttcollab.topics import check_agent, check_service
 
 LONGEST = 16_384
 # Under this key of `data` an answer from somebody's notes says how old it is.
@@ -107,6 +110,29 @@ def clean(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in _FORMATTING)
+
+
+def clean_data(value: Any) -> Any:
+    """What a map or list from a peer holds, its texts cleaned."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(name): clean_data(item) for name, item in value.items()}
+    return [clean_data(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def clean_source(source: Source) -> Source:
+    """A source with its texts cleaned, and without a name of an agent or service that is none: names stand unquoted."""
+    fields = clean_data(source.model_dump(exclude_none=True))
+    return Source(
+        **fields | {"agent": _valid(source.agent, check_agent), "service": _valid(source.service, check_service)}
+    )
+
+
+def _valid(name: str | None, check: Callable[[str], str]) -> str | None:
+    with suppress(TopicError):
+        return check(name or "")
+    return None
 
 
 def age_in_words(age_s: float) -> str:

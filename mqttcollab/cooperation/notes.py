@@ -40,7 +40,7 @@ class Notes(Service):
 
     Only a question that is noted is answered, with the answer's first source and age; to any other the reply is
     `no_capability`, upon which the asker tries somebody else. Notes about the agent itself or about a moment stay
-    with it.
+    with it. The other questions can be read by whoever may read its record.
 
     Args:
         agent: whose notes they are: `agent.add(Notes(agent, kb))`.
