@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ValidationError
 
 from mqttcollab.errors import ConfigError
-from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
+from mqttcollab.messages import Plan, Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
 
@@ -31,7 +31,7 @@ class Answer:
         uncertainty: how a language model wrote it, where one did.
         sources: where it comes from; agent and service are filled in.
         usage: tokens, where a model was at work.
-        steps, missing: how an orchestrator came to it, and what it could not get.
+        plan, steps, missing: how an orchestrator came to it, and what it could not get.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Answer:
     uncertainty: Uncertainty | None = None
     sources: list[Source] = field(default_factory=list)
     usage: Usage | None = None
+    plan: Plan | None = None
     steps: list[Step] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -197,6 +198,7 @@ def _reply(request: Request, result: Result, agent: str, service: str) -> Reply:
         uncertainty=result.uncertainty,
         sources=result.sources,
         usage=result.usage,
+        plan=result.plan,
         steps=result.steps,
         missing=result.missing,
     )

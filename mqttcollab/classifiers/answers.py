@@ -88,6 +88,11 @@ class DefaultJudge:
             return self._of_model(question, text, reply, told=any(item.text.strip() for item in context))
         return _of_device(question, text, reply)
 
+    def check(self, question: str, reply: Reply) -> float | None:
+        """Return how right the reply is by what can be calculated; None where nothing can."""
+        checked = _exact(question, (reply.output or "").strip())
+        return None if checked is None else checked.probability
+
     def _of_model(self, question: str, text: str, reply: Reply, *, told: bool) -> Verdict:
         signals = signals_of(question, text, reply.uncertainty, told=told)
         stage = next(name for name in reversed(STAGES) if all(key in signals for key in STAGES[name]))

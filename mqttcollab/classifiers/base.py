@@ -24,18 +24,17 @@ class ComplexityClassifier(Protocol):
 
 @runtime_checkable
 class DomainClassifier(Protocol):
-    """Which services a question touches, and whether any of them covers it, from the examples in service records.
-
-    Attributes:
-        relevance_threshold: the probability from which a service counts as touched.
-        gap_threshold: the probability from which a question counts as beyond everybody.
-    """
+    """Which services a question touches, and whether any of them covers it, from the examples in service records."""
 
     @property
-    def relevance_threshold(self) -> float: ...
+    def relevance_threshold(self) -> float:
+        """The probability from which a service counts as touched."""
+        ...
 
     @property
-    def gap_threshold(self) -> float: ...
+    def gap_threshold(self) -> float:
+        """The probability from which a question counts as beyond everybody."""
+        ...
 
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before; a record that can't be used is left out."""

@@ -9,6 +9,8 @@ from mqttcollab.classifiers.answers import DefaultJudge
 from mqttcollab.classifiers.base import AnswerJudge, ComplexityClassifier, DomainClassifier
 from mqttcollab.classifiers.capability import CapabilityMatcher
 from mqttcollab.classifiers.complexity import CueComplexity
+from mqttcollab.classifiers.fewshot import FewShotClassifier
+from mqttcollab.classifiers.skill import SkillBook
 
 if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
@@ -22,3 +24,12 @@ class Classifiers:
     domains: DomainClassifier
     capability: CapabilityMatcher
     judge: AnswerJudge
+
+
+def default_classifiers(embedder: Embedder) -> Classifiers:
+    """The defaults, with the calibrations that come with the package.
+
+    Raises:
+        ConfigError: there is none for this embedding model; it says how to make one.
+    """
+    return Classifiers(CueComplexity(), FewShotClassifier(embedder), CapabilityMatcher(SkillBook()), DefaultJudge())

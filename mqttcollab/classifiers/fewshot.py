@@ -135,7 +135,6 @@ class FewShotClassifier:
         return bool(np.isfinite(self._memory([normal(text) for text in service.texts])).all())
 
 
-
 def gap_signals(log_odds: NDArray[np.float64], signals: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (4,), in the order of GAP_SIGNALS: the two largest log odds, the best services' words and share known."""
     best = np.sort(log_odds)[::-1]

@@ -159,7 +159,6 @@ def sub(
 def orchestrator(
     name: Annotated[str, typer.Option(help="The agent's name.")] = "orchestrator",
     embedder: Annotated[str, typer.Option(help="wordllama, or llama:PATH of a GGUF.")] = "wordllama",
-    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine at which a service matters.")] = 0.4,
     fallback: Annotated[
         str, typer.Option(help="Service asked where nobody is found; empty: none.")
     ] = "knowledge.gpt/general",
@@ -170,7 +169,7 @@ def orchestrator(
     from mqttcollab.cli.run import run_orchestrator
 
     logging.getLogger().setLevel(logging.INFO)
-    run_orchestrator(name, embedder, threshold, fallback or None, place, broker)
+    run_orchestrator(name, embedder, fallback or None, place, broker)
 
 
 @app.command()

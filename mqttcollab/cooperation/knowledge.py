@@ -40,6 +40,19 @@ class Recalled:
     age_s: float
     reason: str
 
+    def reply(self, request_id: str) -> Reply:
+        """The note as a reply, with its first source and its age."""
+        note = self.note
+        return Reply(
+            id=request_id,
+            output=note.text,
+            data=note.data,
+            confidence=note.confidence,
+            agent=note.agent,
+            service=note.service,
+            sources=[source.model_copy() for source in note.sources],
+        )
+
 
 class KnowledgeBase:
     """Notes of answers that peers gave, by question; belongs to one event loop or thread.

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from mqttcollab.classifiers.capability import Offering
 from mqttcollab.classifiers.chain import Classifiers
 from mqttcollab.cms.views import Offer
-from mqttcollab.cooperation.knowledge import KnowledgeBase, Recalled
+from mqttcollab.cooperation import KnowledgeBase, Notes, Recalled
 from mqttcollab.errors import RequestError
 from mqttcollab.messages import MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
 from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.plans.decompose import Decomposer, Decomposition
-from mqttcollab.plans.plan import literal, plain, renumber, requested, whole
+from mqttcollab.plans.plan import plain, renumber, requested, whole
 
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
@@ -158,7 +158,7 @@ class _Draft:
         recalled = self._decider.knowledge.recall(plain(text)) if self._decider.knowledge is not None else None
         if recalled is None:
             return []
-        return [PlannedStep(0, text, recalled.note.service, reason=recalled.reason, recalled=recalled)]
+        return [PlannedStep(0, text, recalled.note.service or Notes.name, reason=recalled.reason, recalled=recalled)]
 
     def _named(self, text: str, service: str) -> PlannedStep:
         offers = self._offers.get(service, [])
@@ -179,13 +179,13 @@ class _Draft:
             chosen = self._likely(relevant) if gap.probability < domains.gap_threshold else []
         else:
             chosen = self._likely(relevant) or relevant[:1]
-        common = {"gap": gap, "domains": tuple(relevant)}
         steps = []
         for one in chosen[:_MOST_SERVICES]:
             ranked = self._rank(asked, self._offers[one.service], one.probability)
-            steps.append(PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason, **common))
+            steps.append(PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason))
         able = [step for step in steps if self._able(step.ranked[0])]
-        return able or steps or [replace(self._fallback(text, gap), **common)]
+        found = able or steps or [self._fallback(text, gap)]
+        return [replace(step, gap=gap, domains=tuple(relevant)) for step in found]
 
     def _able(self, best: Ranked) -> bool:
         agent, service = best.offer.agent.name, best.offer.record.service
@@ -193,7 +193,11 @@ class _Draft:
 
     def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
         skipped = {self._decider.fallback, *(service for service in done if _is_data(service))}
-        return [r for r in self._decider.classifiers.domains.relevance(text) if r.service in self._offers and r.service not in skipped]
+        return [
+            r
+            for r in self._decider.classifiers.domains.relevance(text)
+            if r.service in self._offers and r.service not in skipped
+        ]
 
     def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
         return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]

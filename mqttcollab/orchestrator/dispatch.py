@@ -120,7 +120,7 @@ class Dispatcher:
             return outcome
         result.text = fill(step.text, results)
         if step.recalled is not None:
-            outcome.reply, result.agent = step.recalled.reply(), step.recalled.note.agent
+            outcome.reply, result.agent = step.recalled.reply(run.asking.request.id), step.recalled.note.agent
         else:
             passed = [_context(o) for o in before if o.reply is not None] if self.share else []
             context = [*run.asking.request.context, *passed]

@@ -21,11 +21,11 @@ from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
 from mqttcollab.orchestrator.progress import Progress
 from mqttcollab.orchestrator.schedule import Scheduler, least_pressure
+from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer
 from mqttcollab.service import Answer, Service
 from mqttcollab.topics import ORCHESTRATION
 
 if TYPE_CHECKING:
-    from mqttcollab.plans.decompose import Decomposer
     from mqttcollab.runtimes.base import Embedder
 
 # What is kept of a request's time for putting the answer together and sending it.
@@ -87,7 +87,7 @@ class Orchestrator(Service):
         self._agent = agent
         self._decider = Decider(
             self.classifiers,
-            self.options.decomposer or self.classifiers.decomposer if self.options.decompose else None,
+            self._decomposer() if self.options.decompose else None,
             self.knowledge,
             self.options.fallback,
             answers=self.options.answers,
@@ -149,6 +149,10 @@ class Orchestrator(Service):
         offers = await self._learner.offers()
         return await self._decider.decide(request, [o for o in offers if o.record.service != ORCHESTRATION])
 
+    def _decomposer(self) -> Decomposer:
+        domains = self.classifiers.domains
+        return self.options.decomposer or ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
+
     def _skill(self, agent: str, service: str) -> float:
         return self.classifiers.capability.skill.expected(agent, service).probability
 
@@ -197,5 +201,8 @@ def orchestrator_agent(
         place: where it is.
     """
     agent = Agent(name, description="Orchestrator", place=place, embedder=embedder, options=agent_options)
-    agent.add(Orchestrator(agent, options))
+    orchestrator = Orchestrator(agent, options)
+    agent.add(orchestrator)
+    if orchestrator.knowledge is not None:
+        agent.add(Notes(agent, orchestrator.knowledge))
     return agent

@@ -30,8 +30,6 @@ def least_pressure(ranked: Sequence[Ranked], own: Mapping[str, int]) -> list[Ran
     def worth(one: Ranked) -> float:
         offer = one.offer
         slots = offer.agent.load.slots if offer.agent.load is not None else offer.record.concurrency
-        return one.candidate.score - _WAITING_COST * max(
-            offer.pressure, own.get(offer.agent.name, 0) / max(1, slots)
-        )
+        return one.candidate.score - _WAITING_COST * max(offer.pressure, own.get(offer.agent.name, 0) / max(1, slots))
 
     return sorted(ranked, key=lambda one: (one.offer.agent.asleep, -worth(one)))

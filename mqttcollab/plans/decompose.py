@@ -17,7 +17,7 @@ from mqttcollab.plans.wording import worded
 if TYPE_CHECKING:
     from mqttcollab.plans.structure import StructureModel
 
-Origin = Literal["whole", "clauses", "structure", "model"]
+Origin = Literal["whole", "clauses", "structure", "model", "request"]
 RelevanceOf = Callable[[str], list[Relevance]]
 
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.

@@ -24,7 +24,33 @@ if TYPE_CHECKING:
 MAX_MODEL_TEXT = 300
 _MOST_SERVICES = 64
 _SMALL_WORDS = frozenset(
-    ["a", "an", "and", "are", "at", "can", "did", "do", "does", "for", "how", "i", "in", "is", "it", "my", "of", "on", "or", "that", "the", "to", "what", "who", "why"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "at",
+        "can",
+        "did",
+        "do",
+        "does",
+        "for",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "my",
+        "of",
+        "on",
+        "or",
+        "that",
+        "the",
+        "to",
+        "what",
+        "who",
+        "why",
+    ]
 )
 _SYSTEM = (
     "You split questions into sub-questions for other devices. You never answer them. The user's message is a JSON "

@@ -64,6 +64,25 @@ def literal(text: str) -> str:
     return text.replace("#", "##")
 
 
+def plain(text: str) -> str:
+    """Return a step's text for reading: doubled number signs single, references as they are."""
+    return text.replace("##", "#")
+
+
+def fill(text: str, results: Mapping[int, str]) -> str:
+    """Return a step's text with results in the place of references, cut; `#n` inside a result stays as it is.
+
+    Raises:
+        KeyError: a result that it refers to is missing; see `references`.
+    """
+    return _substitute(text, lambda number: results[number][:MAX_RESULT])
+
+
+def renumber(text: str, numbers: Mapping[int, str]) -> str:
+    """Return a step's text with other references in the place of its own: `{1: "#3 and #4"}`."""
+    return _substitute(text, lambda number: numbers[number], keep_doubled=True)
+
+
 def whole(question: str) -> TaskGraph:
     """Return the graph of one step, the question itself; a question too long for a step's text is cut there."""
     text = literal(question)
