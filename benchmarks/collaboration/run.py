@@ -73,7 +73,7 @@ class Outcome:
 async def measure(
     questions: Sequence[Question], names: Sequence[str] = SYSTEMS, say: Callable[[str], None] = lambda _: None
 ) -> Result:
-    """The outcomes of every system, by name, and what is counted of them; says whose turn it is."""
+    """The outcomes of every system, by name, and what is counted of them; says how each did as it ends."""
     result: Result = {"n": len(questions), "systems": {}, "skipped": {}, "outcomes": {}}
     try:
         async with systems.fleet() as place:
@@ -82,10 +82,11 @@ async def measure(
                 if missing := systems.missing_options(options):
                     result["skipped"][name] = f"this orchestrator has no option {', '.join(missing)}"
                     continue
-                say(f"{name} …")
                 opened = OTHERS[name](place) if name in OTHERS else systems.orchestrator(place, options)
                 async with opened as ask:
-                    result["outcomes"][name] = [await _outcome(place, ask, question) for question in questions]
+                    outcomes = [await _outcome(place, ask, question) for question in questions]
+                result["outcomes"][name] = outcomes
+                say(f"{name}: {sum(o.right for o in outcomes)} of {len(outcomes)} right")
     except ConfigError as error:
         return {"missing": str(error)}
     whole = result["outcomes"].get(ORCHESTRATOR)
