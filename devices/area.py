@@ -99,9 +99,11 @@ class AreaService(Service):
     def _close_to(self, question: str, report: AreaReport) -> list[Finding]:
         if self._agent.embedder is None:
             return []
-        # By what services say of themselves: a reading in words is close to no question.
-        matches = self._agent.registry.nearest(question, "data.gpt/#")
-        near = {(m.offer.agent.name, m.offer.record.service) for m in matches if m.score >= CLOSE}
+        # By what services say of themselves, since a reading in words is close to no question; and only where they
+        # are closer than this one, which is asked about everything.
+        matches = self._agent.registry.nearest(question)
+        least = max([CLOSE, *(m.score for m in matches if m.offer.record.service == SERVICE)])
+        near = {(m.offer.agent.name, m.offer.record.service) for m in matches if m.score >= least}
         return [finding for finding in report.findings if finding.series.key in near]
 
 
