@@ -20,6 +20,9 @@ _SHOWN = 5
 _MOST_SERVICES = 4
 # An agent whose answers have been wrong more often than this is left out where another service could help.
 _LEAST_SKILL = 0.3
+# A service that can decline is asked from this relevance on before a general model is.
+_WORTH_ASKING = 0.1
+GENERAL = "knowledge.gpt/general"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class PlannedStep:
     Attributes:
         text: what is asked; `#n` stands for the result of step n.
         ranked: who could do it, best first; empty if it is recalled, or if nobody can.
+        spare: who is asked if none of them answers.
         after: the numbers of the steps whose results it needs.
         recalled: the answer, where it is known already.
         answers: how many agents are asked at once.
@@ -40,6 +44,7 @@ class PlannedStep:
     service: str
     after: frozenset[int] = frozenset()
     ranked: tuple[Ranked, ...] = ()
+    spare: tuple[Ranked, ...] = ()
     reason: str = ""
     gap: Verdict | None = None
     domains: tuple[Relevance, ...] = ()
@@ -56,7 +61,7 @@ class PlannedStep:
             reason=self.reason,
             gap=self.gap,
             domains=list(self.domains[:_SHOWN]),
-            candidates=[one.candidate for one in self.ranked[:_SHOWN]],
+            candidates=[one.candidate for one in (*self.ranked, *self.spare)[:_SHOWN]],
         )
 
 
@@ -105,7 +110,7 @@ class Decider:
         draft = _Draft(self, request, offers)
         for number, subtask in enumerate(split.graph.steps, 1):
             draft.add(number, subtask, whole=split.origin == "whole")
-        if not any(step.ranked or step.recalled for step in draft.steps):
+        if not any(step.ranked or step.recalled or step.spare for step in draft.steps):
             raise RequestError("no_capability", "; ".join(dict.fromkeys(step.reason for step in draft.steps)))
         plan = Plan(
             origin=split.origin,
@@ -167,25 +172,48 @@ class _Draft:
 
     def _found(self, subtask: PlanStep, text: str, needs: frozenset[int]) -> list[PlannedStep]:
         """One step for each service that the subtask touches; the fallback where it touches none."""
+        gap, relevant = self._read(subtask, needs)
+        chosen = self._likely(relevant)
+        if self._decider.detect_gaps and gap.probability >= self._decider.classifiers.domains.gap_threshold:
+            chosen = []
+        elif not self._decider.detect_gaps:
+            chosen = chosen or relevant[:1]
+        steps = [self._specialist(text, one) for one in chosen[:_MOST_SERVICES]]
+        steps = [step for step in steps if self._able(step.ranked[0])] or steps
+        if not steps:
+            steps = [self._beyond(text, gap, relevant)]
+        elif len(steps) == 1 and not _is_data(steps[0].service):
+            steps = [replace(steps[0], spare=self._general(text))]
+        return [replace(step, gap=gap, domains=tuple(relevant)) for step in steps]
+
+    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> tuple[Verdict, list[Relevance]]:
+        """The gap and the relevant services; of a text that says little alone, together with what it points at."""
         domains = self._decider.classifiers.domains
         done = {self.steps[need - 1].service for need in needs}
-        asked = plain(subtask.text)
-        gap, relevant = domains.gap(asked), self._relevant(asked, done)
-        if subtask.after and (gap.probability >= domains.gap_threshold or not self._likely(relevant)):
-            # "Is that too high?" says little alone: it is read together with what it points at.
-            asked = " ".join([*(plain(self._subtasks[n].text) for n in sorted(subtask.after)), asked])
+        pointed_at = " ".join(plain(self._subtasks[n].text) for n in sorted(subtask.after))
+        # A result is a number where something is to be calculated with it; "Is that too high?" has none.
+        readings = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
+        readings += [f"{pointed_at} {plain(subtask.text)}"] if subtask.after else []
+        for asked in readings:
             gap, relevant = domains.gap(asked), self._relevant(asked, done)
-        if self._decider.detect_gaps:
-            chosen = self._likely(relevant) if gap.probability < domains.gap_threshold else []
-        else:
-            chosen = self._likely(relevant) or relevant[:1]
-        steps = []
-        for one in chosen[:_MOST_SERVICES]:
-            ranked = self._rank(asked, self._offers[one.service], one.probability)
-            steps.append(PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason))
-        able = [step for step in steps if self._able(step.ranked[0])]
-        found = able or steps or [self._fallback(text, gap)]
-        return [replace(step, gap=gap, domains=tuple(relevant)) for step in found]
+            if gap.probability < domains.gap_threshold and self._likely(relevant):
+                break
+        return gap, relevant
+
+    def _specialist(self, text: str, one: Relevance) -> PlannedStep:
+        ranked = self._rank(text, self._offers[one.service], one.probability)
+        return PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason)
+
+    def _beyond(self, text: str, gap: Verdict, relevant: Sequence[Relevance]) -> PlannedStep:
+        """A general model, but first the closest of those who can say that they have nothing on it, if it is close."""
+        closest = next((one for one in relevant if not _is_data(one.service)), None)
+        general = self._fallback(text, gap)
+        if not self._decider.detect_gaps or closest is None or closest.probability < _WORTH_ASKING:
+            return general
+        step = self._specialist(text, closest)
+        return replace(
+            step, reason=f"maybe nobody covers it ({gap.reason}): the closest is asked", spare=general.ranked
+        )
 
     def _able(self, best: Ranked) -> bool:
         agent, service = best.offer.agent.name, best.offer.record.service
@@ -202,14 +230,15 @@ class _Draft:
     def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
         return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
 
-    def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
+    def _general(self, text: str) -> tuple[Ranked, ...]:
         service = self._decider.fallback
-        offers = self._offers.get(service, []) if service is not None else []
-        if service is None or not offers:
-            reason = f"no specialist covers it ({gap.reason}), and nobody offers {service or 'a fallback'}"
-            return PlannedStep(0, text, service or "knowledge.gpt/general", reason=reason)
-        reason = f"no specialist covers it ({gap.reason}): a general model answers"
-        return PlannedStep(0, text, service, ranked=self._rank(text, offers, 1.0), reason=reason)
+        return self._rank(text, self._offers.get(service, []), 1.0) if service is not None else ()
+
+    def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
+        service = self._decider.fallback or GENERAL
+        ranked = self._general(text)
+        what = "a general model answers" if ranked else f"nobody offers {service} to answer all the same"
+        return PlannedStep(0, text, service, ranked=ranked, reason=f"no specialist covers it ({gap.reason}): {what}")
 
     def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
         offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]

@@ -20,7 +20,7 @@ from mqttcollab.orchestrator.schedule import Ranked, Scheduler
 from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
 
-_MOST_ATTEMPTS = 3
+_MOST_ATTEMPTS, _MOST_SPARE = 3, 2
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ class Dispatcher:
         """Fills the outcome: several agents vote, or one after the other is asked until an answer can be trusted."""
         result = outcome.step
         ranked = self.scheduler(step.ranked, self.own)
-        if not ranked:
+        if not ranked and not step.spare:
             result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
             return
         text = None if step.whole else result.text
@@ -153,15 +153,22 @@ class Dispatcher:
             else:
                 result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
             return
-        await self._one_after_the_other(asking, ranked[:_MOST_ATTEMPTS], outcome, Question(text, context, deadline))
+        question = Question(text, context, deadline)
+        spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
+        await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
 
     async def _one_after_the_other(
-        self, asking: Asking, ranked: list[Ranked], outcome: Outcome, question: Question
+        self, asking: Asking, ranked: list[Ranked], spare: int, outcome: Outcome, question: Question
     ) -> None:
-        """Asks until an answer can be trusted; `question.seconds` is the loop time by which to end."""
+        """Asks until an answer can be trusted, the last `spare` only if there is none.
+
+        `question.seconds` is the loop time by which to end.
+        """
         loop, result = asyncio.get_running_loop(), outcome.step
         for left, one in zip(range(len(ranked), 0, -1), ranked, strict=True):
-            result.agent = one.offer.agent.name
+            if left <= spare and any(attempt.reply is not None for attempt in outcome.attempts):
+                break
+            result.agent, result.service = one.offer.agent.name, one.offer.record.service
             seconds = max(0.001, (question.seconds - loop.time()) / left)
             attempt = Attempt(one.offer)
             outcome.attempts.append(attempt)
@@ -172,15 +179,16 @@ class Dispatcher:
                     break
         answered = [a for a in outcome.attempts if a.reply is not None]
         if not answered:
-            result.error = outcome.attempts[-1].error
+            first = outcome.attempts[0]  # what a specialist says of it says more than what the last resort does
+            result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
             return
+        chosen = answered[0]
         if len(answered) > 1:
             votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
-        if outcome.consensus is not None:
-            result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
-        else:
-            result.agent, outcome.reply = answered[0].offer.agent.name, answered[0].reply
+            if outcome.consensus is not None:
+                chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
+        result.agent, result.service, outcome.reply = chosen.offer.agent.name, chosen.offer.record.service, chosen.reply
 
     async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
         name = attempt.offer.agent.name

@@ -15,7 +15,7 @@ from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.asking import Asking
-from mqttcollab.orchestrator.decide import Decider, Decision
+from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision
 from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
@@ -48,7 +48,7 @@ class OrchestratorOptions:
         decomposer, scheduler, aggregator: replacements for the defaults.
     """
 
-    fallback: str | None = "knowledge.gpt/general"
+    fallback: str | None = GENERAL
     phrasing: str | None = None
     trust: float = 0.5
     answers: int = 1
@@ -139,7 +139,7 @@ class Orchestrator(Service):
             progress.failed(error)
             raise
         answer.plan = decision.plan
-        if any(step.service == self.options.fallback for step in decision.steps):
+        if any(o.reply is not None and o.step.service == self.options.fallback for o in outcomes):
             answer.text += "\n" + _NO_SPECIALIST
         progress.done(answer.text)
         yield answer
