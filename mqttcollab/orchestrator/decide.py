@@ -13,7 +13,7 @@ from mqttcollab.errors import RequestError
 from mqttcollab.messages import MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
 from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.plans.decompose import Decomposer, Decomposition
-from mqttcollab.plans.plan import plain, renumber, requested, whole
+from mqttcollab.plans.plan import fill, plain, renumber, requested, whole
 
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
