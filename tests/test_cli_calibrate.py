@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import run
 
@@ -35,10 +37,10 @@ def small(path: Path) -> Path:
     return path
 
 
-async def test_it_prints_figures_and_writes_a_calibration_that_serves(tmp_path: Path) -> None:
+def test_it_prints_figures_and_writes_a_calibration_that_serves(tmp_path: Path) -> None:
     train, output = small(tmp_path / "intents.jsonl"), tmp_path / "calibration.json"
     words = ("calibrate", "--train", str(train), "--output", str(output), "--target", "0.1", "--source", "made up")
-    result = await run(*words, "--embedder", "wordllama:64", "--json")
+    result = asyncio.run(run(*words, "--embedder", "wordllama:64", "--fleets", "10", "--json"))
     assert result.code == 0, result.err
     figures = json.loads(result.out)
     assert set(figures["baselines"]) == {"cosine_0.40", "1-NN"}
@@ -61,7 +63,7 @@ async def test_it_prints_figures_and_writes_a_calibration_that_serves(tmp_path: 
         ("", "0 intents .* at least 30"),
     ],
 )
-async def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str, problem: str) -> None:
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str, problem: str) -> None:
     path = tmp_path / "intents.jsonl"
     path.write_text(content)
     with pytest.raises(ConfigError, match=problem) as error:
@@ -98,8 +100,6 @@ def test_the_same_seed_gives_the_same_calibration(tmp_path: Path) -> None:
 
 
 def test_a_logistic_function_is_found_again() -> None:
-    import numpy as np
-
     random = np.random.default_rng(0)
     signals = random.normal(size=(20_000, 2))
     positive = random.random(20_000) < 1 / (1 + np.exp(-(2 * signals[:, 0] - signals[:, 1] - 1)))

@@ -226,6 +226,7 @@ def calibrate(
     target: Annotated[
         float, typer.Option(help="Share of the questions in scope that may be handed over, above 0 to 0.5.")
     ] = 0.05,
+    fleets: Annotated[int, typer.Option(min=2, help="Fleets drawn to fit to, and as many to measure on.")] = 120,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the calibration there.")] = None,
     source: Annotated[str | None, typer.Option(help="The data's name and licence, kept in the calibration.")] = None,
     as_json: AsJson = False,
@@ -233,4 +234,4 @@ def calibrate(
     """Fit what tells which services a question touches to simulated fleets, and print how well it does."""
     from mqttcollab.cli.calibrate import run_calibration
 
-    run_calibration(train, embedder, target, output, source, as_json=as_json)
+    run_calibration(train, embedder, target, fleets, output, source, as_json=as_json)

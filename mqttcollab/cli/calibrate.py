@@ -21,20 +21,22 @@ _SHOWN = (
 
 
 def run_calibration(
-    train: Path, embedder: str, target: float, output: Path | None, source: str | None, *, as_json: bool
+    train: Path, embedder: str, target: float, fleets: int, output: Path | None, source: str | None, *, as_json: bool
 ) -> None:
     """Fits the calibration to the file, prints its figures and writes it where told."""
     from mqttcollab.evaluate.fewshot import calibrate
+    from mqttcollab.evaluate.fleets import FleetOptions
     from mqttcollab.runtimes.embedders import load_embedder
 
     rows = read_intents(train)
     words = ["mqttcollab", "calibrate", "--embedder", embedder, "--train", train.name, "--target", f"{target:g}"]
+    words += ["--fleets", str(fleets)]
     about = {"mqttcollab": __version__, "command": shlex.join(words), "rows": len(rows)}
     if source is not None:
         about["source"] = source
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"can't write {output}: no folder {output.parent}")
-    fitted = calibrate(rows, load_embedder(embedder), target, about=about)
+    fitted = calibrate(rows, load_embedder(embedder), target, FleetOptions(fleets=fleets), about)
     if output is not None:
         try:
             output.write_text(fitted.calibration.to_json(), encoding="utf-8")
