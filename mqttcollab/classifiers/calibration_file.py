@@ -17,7 +17,7 @@ from mqttcollab.classifiers.signals import SIGNALS, Background
 from mqttcollab.errors import ConfigError
 
 TYPE = "mqttcollab.fewshot-calibration.v1"
-GAP_SIGNALS = ("best", "second", "words", "known")
+GAP_SIGNALS = ("best", "any")
 _COMMAND = "mqttcollab calibrate --embedder NAME --train INTENTS.jsonl --output FILE"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mqttcollab.classifiers.calibration import sigmoid
 from mqttcollab.classifiers.calibration_file import FewShotCalibration, shipped_calibration
-from mqttcollab.classifiers.signals import SIGNALS, Closeness, Described, Examples, normal
+from mqttcollab.classifiers.signals import Closeness, Described, Examples, normal
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Relevance, ServiceRecord, Verdict
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
 
 _REMEMBERED_TEXTS, _REMEMBERED_QUESTIONS = 20_000, 64
-_WORDS, _KNOWN = SIGNALS.index("words"), SIGNALS.index("known")
 _SHOWN = 80
 _CERTAIN = 99.0  # log odds of what needs no weighing
+_CERTAIN_ENOUGH = 30.0  # past it 1 - probability is 0 in floating point
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class FewShotClassifier:
         if not normal(question):
             return Verdict(score=_CERTAIN, probability=1.0, reason="the question is empty")
         answer = self._answer(question, self._examples)
-        log_odds = self.calibration.gap.log_odds(gap_signals(answer.log_odds, answer.closeness.signals)[None])
+        log_odds = self.calibration.gap.log_odds(gap_signals(answer.log_odds)[None])
         probability = float(sigmoid(log_odds)[0])
         best = int(answer.log_odds.argmax())
         return Verdict(
@@ -135,11 +135,10 @@ class FewShotClassifier:
         return bool(np.isfinite(self._memory([normal(text) for text in service.texts])).all())
 
 
-def gap_signals(log_odds: NDArray[np.float64], signals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (4,), in the order of GAP_SIGNALS: the two largest log odds, the best services' words and share known."""
-    best = np.sort(log_odds)[::-1]
-    second = best[1] if len(best) > 1 else best[0] - 4.0
-    return np.array([best[0], second, signals[:, _WORDS].max(), signals[:, _KNOWN].max()])
+def gap_signals(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (2,), in the order of GAP_SIGNALS, of the services' log odds: the best, and those that any is touched."""
+    none = float(np.log1p(-sigmoid(np.minimum(log_odds, _CERTAIN_ENOUGH))).sum())
+    return np.array([log_odds.max(), np.log(-np.expm1(none)) - none])
 
 
 class EmbeddingMemory:

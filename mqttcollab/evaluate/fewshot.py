@@ -114,8 +114,8 @@ def measure(calibration: FewShotCalibration, sample: Sample) -> dict[str, dict[s
     gap = sigmoid(calibration.gap.log_odds(sample.gap_signals(log_odds)))
     judged = _covered(sample) | _uncovered(sample)
     ours = _figures(sample, probability >= calibration.relevance_threshold, gap, gap >= calibration.gap_threshold)
-    ours["ece"] = expected_calibration_error(probability, sample.touched)
-    ours["gap_ece"] = expected_calibration_error(gap[judged], _uncovered(sample)[judged])
+    ours["ece"] = round(expected_calibration_error(probability, sample.touched), 4)
+    ours["gap_ece"] = round(expected_calibration_error(gap[judged], _uncovered(sample)[judged]), 4)
     top = np.maximum.reduceat(sample.cosine, sample.starts)
     nearest = sample.cosine >= top[sample.question]
     return {
@@ -144,6 +144,7 @@ def _figures(
         "gap_auroc": auroc(gap[uncovered], gap[covered]),
         "gap_recall": _share(is_gap[uncovered]),
         "handed_over": _share(is_gap[covered]),
+        "gap_recall_at_5": _share(gap[uncovered] > np.quantile(gap[covered], 0.95)) if covered.any() else 0.0,
     }
     for kind in ("near", "far"):
         found[f"gap_auroc_{kind}"] = auroc(gap[sample.kinds == kind], gap[covered])
