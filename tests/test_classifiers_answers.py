@@ -90,8 +90,8 @@ def test_samples_that_agree_raise_it_and_others_lower_it() -> None:
     ["I'm sorry, I don't know that.", "What is the capital of France?", "It is it is it is it is it is it is it is"],
 )
 def test_refusals_echoes_and_loops_are_no_answers(text: str) -> None:
-    for fields in ({"uncertainty": SURE}, {"sources": [WRITTEN]}):
-        assert judged(CAPITAL, text, **fields) < judged(CAPITAL, PARIS, **fields) - 0.15
+    for fields in ({"uncertainty": SURE}, {"sources": [WRITTEN]}, {"confidence": 1.0}):
+        assert judged(CAPITAL, text, **fields) <= 0.1
 
 
 def test_a_model_can_speak_of_now_only_where_it_was_told() -> None:
@@ -107,8 +107,7 @@ def test_a_device_is_taken_at_its_word_within_reason() -> None:
     assert judged(question, text, confidence=1.0) == 0.98
     assert judged(question, text) == 0.7
     assert judged(question, None, data={"temperature": 21.5}, confidence=0.8) == 0.8
-    assert judged(question, "I don't know.", confidence=0.9) < 0.05
-    assert judged(question, "How warm is it?", confidence=0.9) == 0.1
+    assert judged("Is the garage door closed?", "The garage door is closed.", confidence=0.9) == 0.9
     assert judged(question, "Inside 20 + 2 = 23 degrees.", confidence=0.9) == 0.1
 
 

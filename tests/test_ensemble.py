@@ -11,7 +11,7 @@ import pytest
 from fleet import known, together
 from harness import Setup, eventually, set_up
 
-from mqttcollab import Agent, Answer, Request, RequestError
+from mqttcollab import Agent, AgentOptions, Answer, Request, RequestError
 from mqttcollab.cooperation.consensus import Consensus, agree, say_the_same
 from mqttcollab.cooperation.ensemble import ask_many, scatter
 from mqttcollab.errors import ConfigError
@@ -146,7 +146,7 @@ def speaker(
     name: str, says: str | RequestError | None, told: Told, service: str = GEO, confidence: float = 0.8
 ) -> Agent:
     """Says one thing, or raises it; with None it never ends."""
-    agent = Agent(name)
+    agent = Agent(name, options=AgentOptions(grace_s=0.1))
 
     @agent.service(service, description="Knows capitals", concurrency=2)
     async def speak(request: Request) -> Answer:
