@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mqttcollab.classifiers.answers import (
     uncertainty_of,
 )
 from mqttcollab.classifiers.base import AnswerJudge
-from mqttcollab.errors import ConfigError
+from mqttcollab.errors import ConfigError, RequestError
 from mqttcollab.messages import ContextItem, Reply, Source, Uncertainty
 from mqttcollab.runtimes import ChatMessage, Generation, GenerationParameters
 from mqttcollab.runtimes.function import FunctionRuntime
@@ -174,6 +175,24 @@ async def test_agreement_asks_so_often_and_compares() -> None:
     assert mean_sameness(["42", "42", "41"]) == pytest.approx(1 / 3, abs=1e-3)
     with pytest.raises(ConfigError, match="k is 1"):
         await sample_agreement(runtime, question, parameters, 1)
+
+
+async def test_a_sample_that_fails_ends_the_others() -> None:
+    cancelled = asyncio.Event()
+    count = iter(range(9))
+
+    async def answer(messages: Sequence[ChatMessage]) -> str:
+        if next(count) == 1:
+            raise RequestError("busy", "later")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return ""
+
+    with pytest.raises(RequestError, match="busy: later"):
+        await sample_agreement(FunctionRuntime(answer), [ChatMessage("user", "?")], GenerationParameters(), 3)
+    assert cancelled.is_set()
 
 
 def test_the_weights_say_where_they_come_from() -> None:

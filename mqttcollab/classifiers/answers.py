@@ -218,9 +218,13 @@ async def sample_agreement(
         raise ConfigError(f"k is {k}; sampling takes at least 1, and 2 where there is no answer to compare with")
     sampling = replace(parameters, temperature=parameters.temperature or 0.7)
     runs = [replace(sampling, seed=(sampling.seed or 0) + n + 1) for n in range(k)]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(runtime.generate(messages, run)) for run in runs]
-    samples = [task.result().text for task in tasks]
+    tasks = [asyncio.ensure_future(runtime.generate(messages, run)) for run in runs]
+    try:
+        samples = [generation.text for generation in await asyncio.gather(*tasks)]
+    finally:  # whatever one of them failed of, the others are not worth waiting for
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return mean_sameness(samples, answer, embedder)
 
 
