@@ -136,7 +136,7 @@ def cross_validated(
         for fold in range(FOLDS):
             judge = predict([case for case, place in zip(cases, folds, strict=True) if place != fold])
             for n in np.flatnonzero(folds == fold):
-                rows[repeat, n] = judge(cases[n])
+                rows[repeat, n] = judge(cases[int(n)])
     return rows
 
 

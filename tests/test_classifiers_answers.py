@@ -147,6 +147,8 @@ def test_how_a_generation_was_written() -> None:
     untold = uncertainty_of(CAPITAL, Generation("Paris", 9, 1, (-0.5,)))
     assert untold is not None and untold.key_logprob is None
     assert uncertainty_of(CAPITAL, Generation("Paris", 9, 1)) is None
+    odd = uncertainty_of(CAPITAL, Generation("Paris", 9, 3, (-math.inf, math.nan, 0.5)))
+    assert odd is not None and odd.min_logprob == -100.0
 
 
 @pytest.mark.parametrize(

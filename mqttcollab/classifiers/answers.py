@@ -45,7 +45,7 @@ _PHRASES = {
 }
 # Stated by the answerer itself, and no data on it yet: neither certainty nor impossibility is believed.
 _LEAST, _MOST, _UNSTATED = 0.02, 0.98, 0.7
-_LEAST_LOGPROB = -12.0
+_LEAST_LOGPROB, _LEAST_TOLD = -12.0, -100.0  # that counts; that is passed on, where a runtime says minus infinity
 _LOOP = 0.6  # share of repeated word triples
 
 
@@ -162,7 +162,7 @@ def signals_of(
 
 def uncertainty_of(question: str, generation: Generation) -> Uncertainty | None:
     """Return how a generation was written; None where the runtime tells no log probabilities."""
-    logprobs = [min(0.0, x) for x in generation.logprobs]
+    logprobs = [min(0.0, max(_LEAST_TOLD, x)) for x in generation.logprobs]
     if not logprobs:
         return None
     return Uncertainty(
