@@ -14,11 +14,11 @@ from mqttcollab.errors import RuntimeFailure
 
 app = typer.Typer(no_args_is_help=True)
 
-_Train = Annotated[Path, typer.Option(metavar="FILE", help="The rows to learn from (JSONL).")]
-_Test = Annotated[Path, typer.Option(metavar="FILE", help="The rows to rate with; nothing is learned from them.")]
+_Train = Annotated[Path, typer.Option(help="The rows to learn from (JSONL).")]
+_Test = Annotated[Path, typer.Option(help="The rows to rate with; nothing is learned from them.")]
 _MaybeTest = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The rows to rate with; nothing is learned from them.", show_default="7 folds"),
+    typer.Option(help="The rows to rate with; nothing is learned from them.", show_default="cross-validation over --train"),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -55,9 +55,7 @@ def route(
         float, typer.Option(min=0.0, max=1.0, help="The price of a weak call in strong calls, where it is read first.")
     ] = 0.01,
     prompt_only: Annotated[bool, typer.Option("--prompt-only", help="Do not read the weak model's answers.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the router that was learned, for an orchestrator.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the router that was learned, for an orchestrator.")] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Whether to ask a weak or a strong model (rows: prompt, weak_correct, strong_correct; subject, weak_answer)."""
@@ -73,13 +71,9 @@ def decompose(train: _Train, test: _MaybeTest = None, as_json: _AsJson = False) 
 
 @app.command()
 def complexity(
-    questions: Annotated[
-        Path, typer.Option(metavar="FILE", help="Questions of several steps (rows: question, decomposition).")
-    ],
-    intents: Annotated[Path, typer.Option(metavar="FILE", help="Questions of one step (rows: text, domain, intent).")],
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the weights, as mqttcollab ships them.")
-    ] = None,
+    questions: Annotated[Path, typer.Option(help="Questions of several steps (rows: question, decomposition).")],
+    intents: Annotated[Path, typer.Option(help="Questions of one step (rows: text, domain, intent).")],
+    save: Annotated[Path | None, typer.Option(help="Write the weights, as mqttcollab ships them.")] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Whether questions of several steps are recognised; a quarter of the rows is held out."""
@@ -90,7 +84,7 @@ def _evaluation(name: str) -> Callable[..., dict[str, Any]]:
     try:
         module = import_module(f"mqttcollab.evaluate.{name}")
     except ModuleNotFoundError as error:
-        if error.name != "numpy":
+        if (error.name or "").partition(".")[0] != "numpy":
             raise
         raise RuntimeFailure("evaluations need numpy; get it with: pip install 'mqttcollab[embed]'") from None
     evaluate: Callable[..., dict[str, Any]] = module.evaluate
