@@ -119,9 +119,10 @@ def nearest_model(texts: Sequence[Text], labels: NDArray[np.intp], options: Scop
     if count < 2 or len(texts) < _LEAST:
         return model
     inside, outside, scores, meant = [], [], [], []
-    parts = np.random.default_rng(options.head.seed).permutation(len(texts)) % max(_FOLDS, len(texts) // _AT_ONCE)
+    random = np.random.default_rng(options.head.seed)
+    parts = _blocks(labels)
     for fold in range(_FOLDS):
-        asked = np.flatnonzero(parts == fold)
+        asked = random.permutation(np.flatnonzero(parts == fold))[:_AT_ONCE]
         part = _part(texts, labels, np.flatnonzero(parts != fold), options)
         for row, label in zip(part.features([texts[i] for i in asked]), labels[asked], strict=True):
             found, _ = part.closeness(row)
@@ -163,7 +164,7 @@ def trained_model(
     if count < _FOLDS:
         return None
     signals, known, scores, meant = [], [], [], []
-    for kept, asked, inside in _folds(grouped, options.head.seed):
+    for kept, asked, inside in _folds(labels, grouped, options.head.seed):
         if stopped():
             return None
         part = _part(texts, labels, kept, options)
@@ -181,16 +182,30 @@ def trained_model(
 
 
 def _folds(
-    groups: NDArray[np.intp], seed: int
+    labels: NDArray[np.intp], groups: NDArray[np.intp], seed: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]]:
     """Yield rows to train on, other rows to ask, and which of these are of a group trained on."""
     random = np.random.default_rng(seed)
     group_folds = random.permutation(int(groups.max()) + 1) % _FOLDS
-    parts = random.permutation(len(groups)) % _FOLDS
+    parts = _blocks(labels)
     for fold in range(_FOLDS):
         known, asked = group_folds[groups] != fold, parts == fold
-        chosen = np.flatnonzero(asked)[:_PER_FOLD]
+        chosen = random.permutation(np.flatnonzero(asked))[:_PER_FOLD]
         yield np.flatnonzero(known & ~asked), chosen, known[chosen]
+
+
+def _blocks(labels: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Cut each label's examples into folds of neighbours.
+
+    Who writes examples writes variations of one in a row; in different folds they would make held-out examples
+    look easier than questions are.
+    """
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    places = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    folds = np.empty(len(labels), np.intp)
+    folds[order] = (places * _FOLDS // np.repeat(sizes, sizes) + np.repeat(np.arange(len(sizes)), sizes)) % _FOLDS
+    return folds
 
 
 def _part(
