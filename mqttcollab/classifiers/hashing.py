@@ -47,8 +47,12 @@ class SparseRows:
     def dot(self, rows: NDArray[np.intp], other: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the products of the rows chosen with a dense vector (width,)."""
         flat, lengths = self._places(rows)
-        owners = np.repeat(np.arange(len(rows)), lengths)
-        return np.bincount(owners, self.values[flat] * other[self.columns[flat]], len(rows)).astype(np.float32)
+        sums = np.zeros(len(rows), np.float32)
+        some = lengths > 0
+        if some.any():
+            products = self.values[flat] * other[self.columns[flat]]
+            sums[some] = np.add.reduceat(products, (np.cumsum(lengths) - lengths)[some])
+        return sums
 
     def _places(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         lengths = self.starts[rows + 1] - self.starts[rows]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SIGNALS = ("nearest", "meaning", "words")
 _FOLDS = 5
 _LEAST = 20
-_AT_ONCE, _PER_FOLD = 256, 600
+_AT_ONCE, _PER_FOLD = 512, 600
 # Weighs closeness (0 to 2) beside logits where it is said which label is meant.
 _NEAR_IN_LABEL = np.float32(4)
 # For so few examples that nothing can be held out: the closeness 0.9 of 2 is as likely in as out.
@@ -36,7 +36,7 @@ class ScopeOptions:
     """
 
     out_of_scope: float = 0.1
-    width: int = 2048
+    width: int = 4096
     head: HeadOptions = field(default_factory=HeadOptions)
 
 
@@ -122,7 +122,7 @@ def nearest_model(texts: Sequence[Text], labels: NDArray[np.intp], options: Scop
     random = np.random.default_rng(options.head.seed)
     parts = _blocks(labels)
     for fold in range(_FOLDS):
-        asked = random.permutation(np.flatnonzero(parts == fold))[:_AT_ONCE]
+        asked = random.permutation(np.flatnonzero(parts == fold))[: _AT_ONCE // 2]
         part = _part(texts, labels, np.flatnonzero(parts != fold), options)
         for row, label in zip(part.features([texts[i] for i in asked]), labels[asked], strict=True):
             found, _ = part.closeness(row)
