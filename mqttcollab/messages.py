@@ -124,6 +124,23 @@ class ErrorInfo(Part):
     retry_after_ms: Count | None = None
 
 
+class Uncertainty(Part):
+    """How a language model wrote an answer: log probabilities (natural) of its tokens, and what its samples agree on.
+
+    `key_logprob` is the least one in the first word that the question doesn't have; `agreement` is how much `samples`
+    further answers say the same, 0 to 1; `truncated` that it was cut off.
+    """
+
+    tokens: Count
+    mean_logprob: Annotated[float, Field(le=0)]
+    min_logprob: Annotated[float, Field(le=0)]
+    first_logprob: Annotated[float, Field(le=0)]
+    key_logprob: Annotated[float, Field(le=0)] | None = None
+    truncated: bool = False
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Count = 0
+
+
 class Timing(Part):
     """Where the answering agent's time went, in milliseconds of its own clock."""
 
@@ -242,6 +259,7 @@ class Reply(Message):
     output: str | None = None
     data: Plain | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    uncertainty: Uncertainty | None = None
     agent: str | None = None
     service: str | None = None
     usage: Usage | None = None
@@ -281,6 +299,18 @@ class ServiceRecord(Message):
     place: str | None = None
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     heartbeat_s: Annotated[float, Field(gt=0)] | None = None
+
+    def centroid_for(self, model: str, dimension: int) -> list[float] | None:
+        """The centroid at unit length, where it compares with vectors of that model; else None.
+
+        None too where its length is not its own `dimension`, or it is zero.
+        """
+        if self.centroid is None or self.embedding_model != model or len(self.centroid) != dimension:
+            return None
+        length = math.hypot(*self.centroid)
+        if self.dimension not in (None, dimension) or not 0 < length < math.inf:
+            return None
+        return [value / length for value in self.centroid]
 
 
 class Profile(Message):

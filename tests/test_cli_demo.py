@@ -168,7 +168,9 @@ async def test_a_device_of_a_fleet_equals_the_device_by_itself(broker: str) -> N
         await _forget(broker, *said)
     by_fleet, by_itself = ({topic: json.loads(said) for topic, said in life.items()} for life in announced)
     record = by_fleet[f"{service}/@watch-7"]
-    assert record.pop("embedding_model") and record.pop("dimension")  # the fleet file gives it an embedder
+    assert record.pop("embedding_model") and record.pop("dimension") == len(
+        record.pop("centroid")
+    )  # the fleet file gives it an embedder
     assert by_fleet == by_itself
     assert len(by_fleet) == 2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from mqttcollab.messages import Relevance, Reply, ServiceRecord, Verdict
+from mqttcollab.messages import ContextItem, Relevance, Reply, ServiceRecord, Verdict
 
 
 @runtime_checkable
@@ -25,6 +25,16 @@ class ComplexityClassifier(Protocol):
 @runtime_checkable
 class DomainClassifier(Protocol):
     """Which services a question touches, and whether any of them covers it, from the examples in service records."""
+
+    @property
+    def relevance_threshold(self) -> float:
+        """The probability from which a service counts as touched."""
+        ...
+
+    @property
+    def gap_threshold(self) -> float:
+        """The probability from which a question counts as beyond everybody."""
+        ...
 
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before; a record that can't be used is left out."""
@@ -52,6 +62,10 @@ class Trainable(Protocol):
 class AnswerJudge(Protocol):
     """Whether an answer can be trusted, once it is there."""
 
-    def judge(self, question: str, reply: Reply) -> Verdict:
-        """The probability that the reply answers the question rightly."""
+    def judge(self, question: str, reply: Reply, context: Sequence[ContextItem] = ()) -> Verdict:
+        """The probability that the reply answers the question rightly, given the context that it could build on."""
+        ...
+
+    def check(self, question: str, reply: Reply) -> float | None:
+        """The same by what can be checked without believing who answered; None where nothing can."""
         ...

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqttcollab import __version__
+from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
 from mqttcollab.config import BROKER_VARIABLE
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     # In a pipe plain lines; rich's boxes are for terminals.
     rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
 )
+
+app.add_typer(evaluations, name="eval")
 
 Url = Annotated[
     str | None,
@@ -156,7 +159,6 @@ def sub(
 def orchestrator(
     name: Annotated[str, typer.Option(help="The agent's name.")] = "orchestrator",
     embedder: Annotated[str, typer.Option(help="wordllama, or llama:PATH of a GGUF.")] = "wordllama",
-    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine at which a service matters.")] = 0.4,
     fallback: Annotated[
         str, typer.Option(help="Service asked where nobody is found; empty: none.")
     ] = "knowledge.gpt/general",
@@ -167,7 +169,7 @@ def orchestrator(
     from mqttcollab.cli.run import run_orchestrator
 
     logging.getLogger().setLevel(logging.INFO)
-    run_orchestrator(name, embedder, threshold, fallback or None, place, broker)
+    run_orchestrator(name, embedder, fallback or None, place, broker)
 
 
 @app.command()

@@ -15,9 +15,7 @@ from mqttcollab.errors import BrokerError
 from mqttcollab.topics import check_agent, check_service
 
 
-def run_orchestrator(
-    name: str, embedder: str, threshold: float, fallback: str | None, place: str | None, broker: str | None
-) -> None:
+def run_orchestrator(name: str, embedder: str, fallback: str | None, place: str | None, broker: str | None) -> None:
     """Runs an orchestrator until SIGINT or SIGTERM."""
     from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
     from mqttcollab.runtimes.embedders import load_embedder
@@ -26,7 +24,7 @@ def run_orchestrator(
     if fallback is not None:
         check_service(fallback)
     BrokerAddress.parse(broker)
-    options = OrchestratorOptions(threshold=threshold, fallback=fallback)
+    options = OrchestratorOptions(fallback=fallback)
     orchestrator_agent(name, load_embedder(embedder), options=options, place=place).run(broker)
 
 

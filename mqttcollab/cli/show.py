@@ -59,13 +59,15 @@ def step_line(step: Step, elapsed_s: float) -> str:
     mark = "[green]✓[/]" if step.status == "ok" else "[red]✗[/]"
     who = f"[bold]@{safe(step.agent)}[/]  " if step.agent else ""
     took = f"  {step.elapsed_ms:.0f} ms" if step.elapsed_ms is not None else ""
-    line = f"  {elapsed_s:6.2f} s  {mark} {who}{safe(step.service)}{took}"
+    line = f"  {elapsed_s:6.2f} s  {mark} #{step.number} {who}{safe(step.service)}{took}"
     if step.after:
-        line += f"  [dim]after {safe(', '.join(step.after))}[/]"
+        line += f"  [dim]after {', '.join(f'#{number}' for number in step.after)}[/]"
     if step.error is not None:
         line += f"  [red]{safe(step.error.code)}: {safe(step.error.message)}[/]"
     if step.reason:
         line += f"\n{'':14}[dim]{safe(step.reason)}[/]"
+    if step.verdict is not None:
+        line += f"\n{'':14}[dim]right with probability {step.verdict.probability:.2f}: {safe(step.verdict.reason)}[/]"
     return line
 
 

@@ -1,7 +1,8 @@
-"""Puts the parts together: every statement keeps its source, and what is missing is named."""
+"""Puts the parts together: every statement keeps its source; what is missing and what is disputed is named."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
@@ -12,14 +13,12 @@ from mqttcollab.service import Answer
 
 Aggregator = Callable[[Sequence[Outcome]], Answer]
 
-# Where an answering agent does not say how sure it is.
-_UNKNOWN_CONFIDENCE = 0.5
-
 
 def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     """The answers one after another, conclusions before the data they rest on, each with who gave it.
 
-    The confidence is the mean of the parts', times the share of the parts that answered.
+    The confidence is the probability that all parts are right (as if they were independent), times the share of the
+    parts that answered.
 
     Raises:
         RequestError: no part answered; with the code that the parts agree on, else `internal`.
@@ -28,23 +27,25 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     if not answered:
         raise _nothing(outcomes)
     answered.sort(key=lambda o: not o.step.after)
-    known = [o.step.confidence if o.step.confidence is not None else _UNKNOWN_CONFIDENCE for o in answered]
     missing = [_missing(o) for o in outcomes if o.reply is None]
+    sure = math.prod(o.step.verdict.probability for o in answered if o.step.verdict is not None)
     return Answer(
         text=_text(answered, missing),
         data=_data(answered),
-        confidence=round(sum(known) / len(known) * len(answered) / len(outcomes), 3),
+        confidence=round(sure * len(answered) / len(outcomes), 3),
         sources=[source for o in answered for source in _sources(o)],
-        usage=_usage(answered),
+        usage=_usage(outcomes),
         steps=[o.step for o in outcomes],
         missing=missing,
     )
 
 
 def _text(answered: Sequence[Outcome], missing: Sequence[str]) -> str:
-    if len(answered) == 1 and not missing:
+    disputed = [line for o in answered if o.consensus is not None for line in o.consensus.disagreements]
+    if len(answered) == 1 and not missing and not disputed:
         return _output(answered[0])
     parts = [f"{_output(o)} [@{o.step.agent}]" for o in answered]
+    parts += [f"Disputed: {line}" for line in disputed]
     if missing:
         parts.append("Missing: " + "; ".join(missing) + ".")
     return "\n".join(parts)
@@ -55,11 +56,14 @@ def _output(outcome: Outcome) -> str:
 
 
 def _data(answered: Sequence[Outcome]) -> dict[str, Any] | None:
+    """The one part's data; of several, by service, and by `service#step` where a service did several."""
     if len(answered) == 1:
         return answered[0].reply.data if answered[0].reply is not None else None
-    data: dict[str, Any] = {
-        o.step.service: o.reply.data for o in answered if o.reply is not None and o.reply.data is not None
-    }
+    data: dict[str, Any] = {}
+    for outcome in answered:
+        if outcome.reply is not None and outcome.reply.data is not None:
+            service = outcome.step.service
+            data[service if service not in data else f"{service}#{outcome.step.number}"] = outcome.reply.data
     return data or None
 
 
@@ -68,8 +72,10 @@ def _sources(outcome: Outcome) -> list[Source]:
     return outcome.reply.sources or [Source(agent=outcome.step.agent, service=outcome.step.service)]
 
 
-def _usage(answered: Sequence[Outcome]) -> Usage | None:
-    used = [o.reply.usage for o in answered if o.reply is not None and o.reply.usage is not None]
+def _usage(outcomes: Sequence[Outcome]) -> Usage | None:
+    """What all answers took, also those that were not chosen."""
+    replies = [attempt.reply for o in outcomes for attempt in o.attempts if attempt.reply is not None]
+    used = [reply.usage for reply in replies if reply.usage is not None]
     if not used:
         return None
     return Usage(
@@ -82,7 +88,8 @@ def _usage(answered: Sequence[Outcome]) -> Usage | None:
 def _missing(outcome: Outcome) -> str:
     error = outcome.step.error
     why = f"{error.code}, {error.message}" if error is not None else "no answer"
-    return f"{outcome.step.service} (@{outcome.step.agent}: {why})"
+    who = f"@{outcome.step.agent}: " if outcome.step.agent is not None else ""
+    return f"{outcome.step.service} ({who}{why})"
 
 
 def _nothing(outcomes: Sequence[Outcome]) -> RequestError:

@@ -4,42 +4,61 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass, field, replace
 
+from mqttcollab.classifiers.base import AnswerJudge
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
+from mqttcollab.cooperation import Consensus, agree
 from mqttcollab.errors import MqttCollabError, RequestError
-from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Request, Step
-from mqttcollab.orchestrator.plan import PlannedStep, levels
-from mqttcollab.orchestrator.schedule import Scheduler
+from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Step, Verdict
+from mqttcollab.orchestrator.asking import Asking, Question
+from mqttcollab.orchestrator.decide import PlannedStep
+from mqttcollab.orchestrator.results import result_of
+from mqttcollab.orchestrator.schedule import Ranked, Scheduler
 from mqttcollab.peers import unless_lost
+from mqttcollab.plans.plan import fill, references
 
 _MOST_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
+class Attempt:
+    """What one agent said to a subtask, or why it said nothing."""
+
+    offer: Offer
+    reply: Reply | None = None
+    error: ErrorInfo | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(slots=True)
 class Outcome:
-    """What became of one step: how it went, and the reply if there was one."""
+    """What became of one step.
+
+    Attributes:
+        step: how it went.
+        reply: the answer, if there is one.
+        attempts: who was asked one after the other.
+        consensus: where several answered.
+    """
 
     step: Step
     reply: Reply | None = None
-
-
-# Asks one agent's service: offer, context, seconds left.
-AskFunction = Callable[[Offer, list[ContextItem], float], Awaitable[Reply]]
+    attempts: list[Attempt] = field(default_factory=list)
+    consensus: Consensus | None = None
 
 
 @dataclass(slots=True)
 class _Run:
     """A plan under way; `levels` says how many steps follow one after the other from each on."""
 
-    request: Request
-    ask: AskFunction
+    asking: Asking
     started: float
     deadline: float
-    levels: dict[str, int]
-    tasks: dict[str, asyncio.Task[Outcome]] = field(default_factory=dict)
+    levels: dict[int, int]
+    tasks: dict[int, asyncio.Task[Outcome]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -49,29 +68,29 @@ class Dispatcher:
     Args:
         registry: to notice agents that vanish.
         scheduler: the order in which agents are tried.
+        judge: says whether an answer can be trusted.
+        trust: an answer less likely right than this is put to a further agent, where there is one.
+        share: False passes no step's result on to another as context.
     """
 
     registry: Registry
     scheduler: Scheduler
+    judge: AnswerJudge
+    trust: float = 0.5
+    share: bool = True
     own: Counter[str] = field(default_factory=Counter)
 
-    async def run(
-        self, request: Request, plan: list[PlannedStep], ask: AskFunction, deadline: float
-    ) -> AsyncGenerator[Outcome, None]:
+    async def run(self, plan: Sequence[PlannedStep], asking: Asking, deadline: float) -> AsyncGenerator[Outcome, None]:
         """Runs all steps; yields each one's outcome as soon as it is known. Closing it cancels what still runs.
 
         Args:
-            request: what was asked.
-            plan: its steps, in any order.
-            ask: sends a subtask to an agent.
+            plan: its steps, each after those that it waits for.
+            asking: sends subtasks to agents.
             deadline: loop time by which all has to be done. Steps that wait for each other share what remains.
-
-        Raises:
-            RequestError: the plan can't be run.
         """
-        run = _Run(request, ask, asyncio.get_running_loop().time(), deadline, levels(plan))
+        run = _Run(asking, asyncio.get_running_loop().time(), deadline, _levels(plan))
         for step in plan:
-            run.tasks[step.service] = asyncio.create_task(self._step(run, step))
+            run.tasks[step.number] = asyncio.create_task(self._step(run, step))
         try:
             for done in asyncio.as_completed(list(run.tasks.values())):
                 yield await done
@@ -81,46 +100,134 @@ class Dispatcher:
             await asyncio.gather(*run.tasks.values(), return_exceptions=True)
 
     async def _step(self, run: _Run, step: PlannedStep) -> Outcome:
-        """Waits for what the step needs, then asks one agent after the other."""
+        """Waits for what the step needs, then asks."""
         loop = asyncio.get_running_loop()
-        before = [await asyncio.shield(run.tasks[name]) for name in step.after]
-        context = [*run.request.context, *(_context(o) for o in before if o.reply is not None)]
+        before = [await asyncio.shield(run.tasks[number]) for number in sorted(step.after)]
         begun = loop.time()
-        deadline = begun + max(0.0, run.deadline - begun) / run.levels[step.service]
         result = Step(
+            number=step.number,
+            text=step.text,
             service=step.service,
             reason=step.reason,
-            after=list(step.after),
+            after=sorted(step.after),
             start_ms=round(1000 * (begun - run.started), 1),
-            error=ErrorInfo(code="no_capability", message="nobody offers it"),
         )
-        reply: Reply | None = None
-        offers = self.scheduler(step.offers, self.own)[:_MOST_ATTEMPTS]
-        while offers and reply is None:
-            seconds = max(0.001, (deadline - loop.time()) / len(offers))
-            reply = await self._attempt(result, offers.pop(0), run.ask, context, seconds, others=bool(offers))
-        result.status = "ok" if reply is not None else "error"
+        outcome = Outcome(result)
+        results = {o.step.number: _result(o) for o in before if o.reply is not None}
+        if missing := sorted(references(step.text) - results.keys()):
+            result.status = "skipped"
+            result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
+            return outcome
+        result.text = fill(step.text, results)
+        if step.recalled is not None:
+            outcome.reply, result.agent = step.recalled.reply(run.asking.request.id), step.recalled.note.agent
+        else:
+            passed = [_context(o) for o in before if o.reply is not None] if self.share else []
+            context = [*run.asking.request.context, *passed]
+            seconds = max(0.0, run.deadline - begun) / run.levels[step.number]
+            await self._ask(run.asking, step, outcome, context, begun + seconds)
         result.elapsed_ms = round(1000 * (loop.time() - begun), 1)
-        return Outcome(result, reply)
+        if outcome.reply is None:
+            result.status = "error"
+        else:
+            result.confidence = outcome.reply.confidence
+            result.verdict = self._verdict(outcome)
+        return outcome
 
-    async def _attempt(
-        self, result: Step, offer: Offer, ask: AskFunction, context: list[ContextItem], seconds: float, *, others: bool
-    ) -> Reply | None:
-        """Asks one agent; notes in `result` how it went."""
-        name = result.agent = offer.agent.name
+    async def _ask(
+        self, asking: Asking, step: PlannedStep, outcome: Outcome, context: list[ContextItem], deadline: float
+    ) -> None:
+        """Fills the outcome: several agents vote, or one after the other is asked until an answer can be trusted."""
+        result = outcome.step
+        ranked = self.scheduler(step.ranked, self.own)
+        if not ranked:
+            result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
+            return
+        text = None if step.whole else result.text
+        if step.answers > 1 and len(ranked) > 1:
+            question = Question(text, context, max(0.001, deadline - asyncio.get_running_loop().time()))
+            try:
+                outcome.consensus = await asking.several([one.offer for one in ranked], question, step.answers)
+            except RequestError as error:
+                result.error = ErrorInfo(code=error.code, message=error.message)
+            else:
+                result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
+            return
+        await self._one_after_the_other(asking, ranked[:_MOST_ATTEMPTS], outcome, Question(text, context, deadline))
+
+    async def _one_after_the_other(
+        self, asking: Asking, ranked: list[Ranked], outcome: Outcome, question: Question
+    ) -> None:
+        """Asks until an answer can be trusted; `question.seconds` is the loop time by which to end."""
+        loop, result = asyncio.get_running_loop(), outcome.step
+        for left, one in zip(range(len(ranked), 0, -1), ranked, strict=True):
+            result.agent = one.offer.agent.name
+            seconds = max(0.001, (question.seconds - loop.time()) / left)
+            attempt = Attempt(one.offer)
+            outcome.attempts.append(attempt)
+            await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=left > 1)
+            if attempt.reply is not None:
+                attempt.verdict = self.judge.judge(result.text or "", attempt.reply, question.context)
+                if attempt.verdict.probability >= self.trust:
+                    break
+        answered = [a for a in outcome.attempts if a.reply is not None]
+        if not answered:
+            result.error = outcome.attempts[-1].error
+            return
+        if len(answered) > 1:
+            votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
+            outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
+        if outcome.consensus is not None:
+            result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
+        else:
+            result.agent, outcome.reply = answered[0].offer.agent.name, answered[0].reply
+
+    async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
+        name = attempt.offer.agent.name
         self.own[name] += 1
         try:
-            reply = await unless_lost(ask(offer, context, seconds), self.registry, name, others=others)
+            attempt.reply = await unless_lost(asking, self.registry, name, others=others)
         except RequestError as error:
-            result.error = ErrorInfo(code=error.code, message=error.message)
+            attempt.error = ErrorInfo(code=error.code, message=error.message)
         except MqttCollabError as error:
-            result.error = ErrorInfo(code="internal", message=str(error))
-        else:
-            result.confidence, result.error = reply.confidence, None
-            return reply
+            attempt.error = ErrorInfo(code="internal", message=str(error))
         finally:
             self.own[name] -= 1
-        return None
+
+    def _verdict(self, outcome: Outcome) -> Verdict:
+        assert outcome.reply is not None
+        verdict = self.judge.judge(outcome.step.text or "", outcome.reply)
+        if outcome.consensus is None:
+            return verdict
+        agreement = outcome.consensus.agreement
+        return Verdict(
+            score=verdict.score,
+            probability=verdict.probability * agreement,
+            reason=f"{verdict.reason}; {agreement:.0%} of the votes agree",
+        )
+
+
+def _levels(plan: Sequence[PlannedStep]) -> dict[int, int]:
+    """How many steps follow one after the other from each on, itself included: what its time is divided by."""
+    found: dict[int, int] = {}
+    for step in reversed(plan):
+        found[step.number] = 1 + max((found[o.number] for o in plan if step.number in o.after), default=0)
+    return found
+
+
+def _reply(attempt: Attempt) -> Reply:
+    assert attempt.reply is not None
+    return attempt.reply
+
+
+def _weight(attempt: Attempt) -> float:
+    assert attempt.verdict is not None
+    return attempt.verdict.probability
+
+
+def _result(outcome: Outcome) -> str:
+    assert outcome.reply is not None
+    return result_of(outcome.step.text or "", outcome.step.service, outcome.reply)
 
 
 def _context(outcome: Outcome) -> ContextItem:

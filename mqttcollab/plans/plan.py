@@ -1,4 +1,4 @@
-"""A plan: subtasks in plain words that refer to each other's results as `#1`, `#2`, …
+"""A task graph: subtasks in plain words that refer to each other's results as `#1`, `#2`, …
 
 A step that needs a result names it, "Is #1 greater than #2?"; a number sign that is meant literally is doubled,
 "the ##1 song". Steps may stand in any order as long as none waits for itself.
@@ -9,42 +9,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from mqttcollab.errors import RequestError
+from mqttcollab.errors import RequestError, TopicError
+from mqttcollab.messages import MAX_STEP_TEXT, MAX_STEPS, PlanStep
+from mqttcollab.topics import check_service
 
-MAX_STEPS = 8
-# Of a step's text, and of a result where it is put into a later step's text, in characters.
-MAX_TEXT = 2000
+# How many steps our own planners take; a requester may give messages.MAX_STEPS.
+MAX_OWN_STEPS = 8
+# Of a result where it is put into a later step's text, in characters.
 MAX_RESULT = 500
-_REFERENCE = re.compile(r"##|#(\d+)")
+_REFERENCE = re.compile(r"##|#([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Subtask:
-    """One step of a plan.
+class TaskGraph:
+    """Steps in an order in which they can be done, each subtask once. Make it with `make_graph`."""
 
-    Attributes:
-        text: what to find out; may refer to other steps.
-        service: who shall do it; None leaves that to capability matching.
-        after: the numbers, from 1, of the steps whose results it needs: those in its text and any others given.
-    """
-
-    text: str
-    service: str | None = None
-    after: frozenset[int] = field(default=frozenset())
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Steps in an order in which they can be done, each subtask once. Make it with `make_plan` or `parse_plan`."""
-
-    steps: tuple[Subtask, ...]
+    steps: tuple[PlanStep, ...]
 
     @property
-    def edges(self) -> set[tuple[int, int]]:
+    def edges(self) -> frozenset[tuple[int, int]]:
         """The pairs (i, j) where step i needs the result of step j."""
-        return {(number, need) for number, step in enumerate(self.steps, 1) for need in step.after}
+        return frozenset((number, need) for number, step in enumerate(self.steps, 1) for need in step.after)
 
     def stages(self) -> list[list[int]]:
         """Return the numbers of the steps that can run together, stage after stage."""
@@ -77,36 +64,74 @@ def literal(text: str) -> str:
     return text.replace("#", "##")
 
 
-def make_plan(steps: Sequence[Subtask]) -> Plan:
+def plain(text: str) -> str:
+    """Return a step's text for reading: doubled number signs single, references as they are."""
+    return text.replace("##", "#")
+
+
+def fill(text: str, results: Mapping[int, str]) -> str:
+    """Return a step's text with results in the place of references, cut; `#n` inside a result stays as it is.
+
+    Raises:
+        KeyError: a result that it refers to is missing; see `references`.
+    """
+    return _substitute(text, lambda number: results[number][:MAX_RESULT])
+
+
+def renumber(text: str, numbers: Mapping[int, str]) -> str:
+    """Return a step's text with other references in the place of its own: `{1: "#3 and #4"}`."""
+    return _substitute(text, lambda number: numbers[number], keep_doubled=True)
+
+
+def whole(question: str) -> TaskGraph:
+    """Return the graph of one step, the question itself; a question too long for a step's text is cut there."""
+    text = literal(question)
+    if len(text) > MAX_STEP_TEXT:
+        text = literal(question[: MAX_STEP_TEXT // 2 - 1]) + "…"
+    return TaskGraph((PlanStep(text=text),))
+
+
+def make_graph(steps: Sequence[PlanStep], *, limit: int = MAX_OWN_STEPS) -> TaskGraph:
     """Check steps, order them, and do what is asked twice only once.
+
+    Args:
+        steps: their texts, services, `after` and reasons are kept; references in a text need not stand in `after`.
+        limit: how many there may be.
 
     Raises:
         RequestError: `bad_request`: no step, too many, an empty or over-long one, an unknown reference, a cycle.
     """
-    if not steps:
-        raise RequestError("bad_request", "the plan has no steps; give at least one")
-    if len(steps) > MAX_STEPS:
-        raise RequestError("bad_request", f"the plan has {len(steps)} steps, at most {MAX_STEPS}; join some of them")
-    needs = [step.after | references(step.text) for step in steps]
+    _check_count(len(steps), limit)
+    needs = [frozenset(step.after) | references(step.text) for step in steps]
     for number, (step, needed) in enumerate(zip(steps, needs, strict=True), 1):
         _check_step(number, step, needed, len(steps))
-    order = _ordered(needs)
     renumbered: dict[int, int] = {}
-    known: dict[tuple[str, str | None, frozenset[int]], int] = {}
-    kept: list[Subtask] = []
-    for number in order:
-        after = frozenset(renumbered[need] for need in needs[number - 1])
-        text = _substitute(steps[number - 1].text, lambda n: f"#{renumbered[n]}", keep_doubled=True)
-        step = Subtask(text, steps[number - 1].service, after)
-        key = (re.sub(r"[\s?.!]+", " ", text).strip().casefold(), step.service, after)
+    known: dict[tuple[str, str | None, tuple[int, ...]], int] = {}
+    kept: list[PlanStep] = []
+    for number in _ordered(needs):
+        step = steps[number - 1]
+        after = sorted({renumbered[need] for need in needs[number - 1]})
+        text = _substitute(step.text, lambda n: f"#{renumbered[n]}", keep_doubled=True)
+        key = (_comparable(text), step.service, tuple(after))
         if key not in known:
-            kept.append(step)
+            kept.append(step.model_copy(update={"text": text, "after": after}))
             known[key] = len(kept)
         renumbered[number] = known[key]
-    return Plan(tuple(kept))
+    return TaskGraph(tuple(kept))
 
 
-def parse_plan(source: str | Sequence[object]) -> Plan:
+def requested(steps: Sequence[PlanStep]) -> TaskGraph:
+    """Return the graph of a requester's steps; of each only text, service and `after` count.
+
+    Raises:
+        RequestError: `bad_request`, saying which step is wrong.
+    """
+    return make_graph(
+        [PlanStep(text=step.text, service=step.service, after=step.after) for step in steps], limit=MAX_STEPS
+    )
+
+
+def parse(source: str | Sequence[object], *, limit: int = MAX_OWN_STEPS) -> TaskGraph:
     """Read a plan: JSON, or what JSON decodes to.
 
     A list of steps, each a text or `{"text": …, "service": …, "after": [1, …]}`; or `{"steps": [...]}` as a language
@@ -125,30 +150,40 @@ def parse_plan(source: str | Sequence[object]) -> Plan:
         found = found.get("steps")
     if not isinstance(found, Sequence) or isinstance(found, str | bytes):
         raise RequestError("bad_request", 'the plan is no list of steps; give ["…", "… #1 …"] or {"steps": [...]}')
-    if len(found) > MAX_STEPS:
-        raise RequestError("bad_request", f"the plan has {len(found)} steps, at most {MAX_STEPS}; join some of them")
-    return make_plan([_parse_step(number, step) for number, step in enumerate(found, 1)])
+    _check_count(len(found), limit)
+    return make_graph([_parse_step(number, step) for number, step in enumerate(found, 1)], limit=limit)
 
 
-def _parse_step(number: int, found: object) -> Subtask:
+def _parse_step(number: int, found: object) -> PlanStep:
     if isinstance(found, str):
-        return Subtask(found)
+        found = {"text": found}
     if not isinstance(found, Mapping) or not isinstance(text := found.get("text"), str):
         raise RequestError("bad_request", f'step {number} of the plan is neither a text nor an object with a "text"')
-    service, after = found.get("service"), found.get("after", [])
-    if service is not None and not isinstance(service, str):
-        raise RequestError("bad_request", f"step {number} of the plan names a service that is no text: {service!r:.80}")
+    service, after = found.get("service"), found.get("after")
+    try:
+        checked = None if service is None else check_service(service)
+    except (TopicError, TypeError) as error:
+        raise RequestError("bad_request", f"step {number} of the plan names no service: {error}"[:300]) from error
+    after = [] if after is None else after
     if not isinstance(after, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in after):
         raise RequestError("bad_request", f'step {number} of the plan has an "after" that is no list of step numbers')
-    return Subtask(text, service, frozenset(after))
+    # Unchecked here, since make_graph says what is wrong in one line and with the step's number.
+    return PlanStep.model_construct(text=text, service=checked, after=after)
 
 
-def _check_step(number: int, step: Subtask, needed: frozenset[int], count: int) -> None:
+def _check_count(count: int, limit: int) -> None:
+    if not count:
+        raise RequestError("bad_request", "the plan has no steps; give at least one")
+    if count > limit:
+        raise RequestError("bad_request", f"the plan has {count} steps, at most {limit}; join some of them")
+
+
+def _check_step(number: int, step: PlanStep, needed: frozenset[int], count: int) -> None:
     if not step.text.strip():
-        raise RequestError("bad_request", f"step {number} of the plan is empty")
-    if len(step.text) > MAX_TEXT:
+        raise RequestError("bad_request", f"step {number} of the plan is empty; say what it is to find out")
+    if len(step.text) > MAX_STEP_TEXT:
         raise RequestError(
-            "bad_request", f"step {number} of the plan has {len(step.text)} characters, at most {MAX_TEXT}"
+            "bad_request", f"step {number} of the plan has {len(step.text)} characters, at most {MAX_STEP_TEXT}"
         )
     if unknown := sorted(n for n in needed if not 1 <= n <= count):
         raise RequestError("bad_request", f"step {number} refers to #{unknown[0]}; the plan has steps #1 to #{count}")
@@ -166,6 +201,12 @@ def _ordered(needs: Sequence[frozenset[int]]) -> list[int]:
         waiting.remove(ready)
         done.append(ready)
     return done
+
+
+def _comparable(text: str) -> str:
+    """Return what two wordings of one subtask share; case counts inside, since mW and MW differ."""
+    plain = " ".join(text.split()).rstrip("?.! ")
+    return plain[:1].casefold() + plain[1:]
 
 
 def _substitute(text: str, replacement: Callable[[int], str], *, keep_doubled: bool = False) -> str:

@@ -1,0 +1,241 @@
+"""What a question takes: which subtasks, who could do each, and why. It asks nobody; it reads a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mqttcollab.classifiers.capability import Offering
+from mqttcollab.classifiers.chain import Classifiers
+from mqttcollab.cms.views import Offer
+from mqttcollab.cooperation import KnowledgeBase, Notes, Recalled
+from mqttcollab.errors import RequestError
+from mqttcollab.messages import MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
+from mqttcollab.orchestrator.schedule import Ranked
+from mqttcollab.plans.decompose import Decomposer, Decomposition
+from mqttcollab.plans.plan import plain, renumber, requested, whole
+
+# How many verdicts on services and agents the reply and the progress topics show.
+_SHOWN = 5
+_MOST_SERVICES = 4
+# An agent whose answers have been wrong more often than this is left out where another service could help.
+_LEAST_SKILL = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One subtask as it is run.
+
+    Attributes:
+        text: what is asked; `#n` stands for the result of step n.
+        ranked: who could do it, best first; empty if it is recalled, or if nobody can.
+        after: the numbers of the steps whose results it needs.
+        recalled: the answer, where it is known already.
+        answers: how many agents are asked at once.
+        whole: it is the request's own input, which may be more than text.
+    """
+
+    number: int
+    text: str
+    service: str
+    after: frozenset[int] = frozenset()
+    ranked: tuple[Ranked, ...] = ()
+    reason: str = ""
+    gap: Verdict | None = None
+    domains: tuple[Relevance, ...] = ()
+    recalled: Recalled | None = None
+    answers: int = 1
+    whole: bool = False
+
+    def described(self) -> PlanStep:
+        """The step as others see it."""
+        return PlanStep(
+            text=self.text,
+            service=self.service,
+            after=sorted(self.after),
+            reason=self.reason,
+            gap=self.gap,
+            domains=list(self.domains[:_SHOWN]),
+            candidates=[one.candidate for one in self.ranked[:_SHOWN]],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A plan for others to read, and its steps to be run."""
+
+    plan: Plan
+    steps: tuple[PlannedStep, ...]
+
+
+@dataclass(slots=True)
+class Decider:
+    """The chain of classifiers, and what follows from their verdicts.
+
+    Args:
+        classifiers: whose verdicts it takes.
+        decomposer: splits a question; None leaves every question whole.
+        knowledge: what was learned from peers before; None remembers nothing.
+        fallback: the service that is asked where nobody covers a subtask.
+        answers: how many agents are asked the same, but for data.
+        detect_gaps: False asks the closest service however far it is.
+    """
+
+    classifiers: Classifiers
+    decomposer: Decomposer | None
+    knowledge: KnowledgeBase | None
+    fallback: str | None
+    answers: int = 1
+    detect_gaps: bool = True
+
+    async def decide(self, request: Request, offers: Sequence[Offer]) -> Decision:
+        """The plan for a question.
+
+        Args:
+            request: the question; it may bring a plan.
+            offers: everything on offer but orchestration, the fallback among it.
+
+        Raises:
+            RequestError: the question is empty, its plan can't be run, or nobody can do any of it.
+        """
+        question = request.text
+        if not question.strip():
+            raise RequestError("bad_request", "the question is empty")
+        split = await self._split(request)
+        draft = _Draft(self, request, offers)
+        for number, subtask in enumerate(split.graph.steps, 1):
+            draft.add(number, subtask, whole=split.origin == "whole")
+        if not any(step.ranked or step.recalled for step in draft.steps):
+            raise RequestError("no_capability", "; ".join(dict.fromkeys(step.reason for step in draft.steps)))
+        plan = Plan(
+            origin=split.origin,
+            reason=split.reason,
+            complexity=self.classifiers.complexity.complexity(question),
+            gap=self.classifiers.domains.gap(question),
+            domains=self.classifiers.domains.relevance(question)[:_SHOWN],
+            steps=[step.described() for step in draft.steps],
+        )
+        return Decision(plan, tuple(draft.steps))
+
+    async def _split(self, request: Request) -> Decomposition:
+        if request.plan is not None:
+            return Decomposition(requested(request.plan), "request", "the requester gave the plan")
+        if self.decomposer is None:
+            return Decomposition(whole(request.text), "whole", "questions are not split here")
+        return await self.decomposer.decompose(request.text)
+
+
+class _Draft:
+    """A plan in the making: every subtask becomes a step for each service that it touches, data before the rest."""
+
+    def __init__(self, decider: Decider, request: Request, offers: Sequence[Offer]) -> None:
+        self.steps: list[PlannedStep] = []
+        self._decider = decider
+        self._request = request
+        self._offers: dict[str, list[Offer]] = {}
+        for offer in offers:
+            if request.budget_usd is None or offer.record.price_usd <= request.budget_usd:
+                self._offers.setdefault(offer.record.service, []).append(offer)
+        self._subtasks: dict[int, PlanStep] = {}
+        self._ends: dict[int, list[int]] = {}
+
+    def add(self, number: int, subtask: PlanStep, *, whole: bool) -> None:
+        """Plans a subtask; those that it refers to were added before."""
+        self._subtasks[number] = subtask
+        needs = frozenset(end for need in subtask.after for end in self._ends[need])
+        # A subtask may have become several steps: what refers to it refers to those with its conclusions.
+        text = renumber(subtask.text, {n: " and ".join(f"#{end}" for end in self._ends[n]) for n in subtask.after})
+        steps = self._known(text) if not needs else []
+        if not steps and subtask.service is not None:
+            steps = [self._named(text, subtask.service)]
+        steps = [replace(step, whole=whole) for step in steps or self._found(subtask, text, needs)]
+        data = [self._put(replace(s, after=needs)) for s in steps if _is_data(s.service)]
+        rest = [self._put(replace(s, after=needs | set(data))) for s in steps if not _is_data(s.service)]
+        self._ends[number] = rest or data
+
+    def _known(self, text: str) -> list[PlannedStep]:
+        """The step that recalls the answer, if a peer gave it before."""
+        recalled = self._decider.knowledge.recall(plain(text)) if self._decider.knowledge is not None else None
+        if recalled is None:
+            return []
+        return [PlannedStep(0, text, recalled.note.service or Notes.name, reason=recalled.reason, recalled=recalled)]
+
+    def _named(self, text: str, service: str) -> PlannedStep:
+        offers = self._offers.get(service, [])
+        reason = "the plan names this service" + ("" if offers else ", which nobody here offers")
+        return PlannedStep(0, text, service, ranked=self._rank(text, offers, 1.0), reason=reason)
+
+    def _found(self, subtask: PlanStep, text: str, needs: frozenset[int]) -> list[PlannedStep]:
+        """One step for each service that the subtask touches; the fallback where it touches none."""
+        domains = self._decider.classifiers.domains
+        done = {self.steps[need - 1].service for need in needs}
+        asked = plain(subtask.text)
+        gap, relevant = domains.gap(asked), self._relevant(asked, done)
+        if subtask.after and (gap.probability >= domains.gap_threshold or not self._likely(relevant)):
+            # "Is that too high?" says little alone: it is read together with what it points at.
+            asked = " ".join([*(plain(self._subtasks[n].text) for n in sorted(subtask.after)), asked])
+            gap, relevant = domains.gap(asked), self._relevant(asked, done)
+        if self._decider.detect_gaps:
+            chosen = self._likely(relevant) if gap.probability < domains.gap_threshold else []
+        else:
+            chosen = self._likely(relevant) or relevant[:1]
+        steps = []
+        for one in chosen[:_MOST_SERVICES]:
+            ranked = self._rank(asked, self._offers[one.service], one.probability)
+            steps.append(PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason))
+        able = [step for step in steps if self._able(step.ranked[0])]
+        found = able or steps or [self._fallback(text, gap)]
+        return [replace(step, gap=gap, domains=tuple(relevant)) for step in found]
+
+    def _able(self, best: Ranked) -> bool:
+        agent, service = best.offer.agent.name, best.offer.record.service
+        return self._decider.classifiers.capability.skill.expected(agent, service).probability >= _LEAST_SKILL
+
+    def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
+        skipped = {self._decider.fallback, *(service for service in done if _is_data(service))}
+        return [
+            r
+            for r in self._decider.classifiers.domains.relevance(text)
+            if r.service in self._offers and r.service not in skipped
+        ]
+
+    def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
+        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
+
+    def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
+        service = self._decider.fallback
+        offers = self._offers.get(service, []) if service is not None else []
+        if service is None or not offers:
+            reason = f"no specialist covers it ({gap.reason}), and nobody offers {service or 'a fallback'}"
+            return PlannedStep(0, text, service or "knowledge.gpt/general", reason=reason)
+        reason = f"no specialist covers it ({gap.reason}): a general model answers"
+        return PlannedStep(0, text, service, ranked=self._rank(text, offers, 1.0), reason=reason)
+
+    def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
+        offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]
+        by_agent = {offer.agent.name: offer for offer in offers}
+        ranked = self._decider.classifiers.capability.rank(plain(text), offerings)
+        return tuple(Ranked(by_agent[candidate.agent], candidate) for candidate in ranked)
+
+    def _put(self, step: PlannedStep) -> int:
+        """Adds a step unless it is there already; returns its number. Data is asked for once, whatever about it."""
+        for known in self.steps:
+            if (known.service, known.after) == (step.service, step.after) and (
+                _same(known.text, step.text) or (_is_data(step.service) and not step.recalled and not known.recalled)
+            ):
+                if not _same(known.text, step.text):
+                    self.steps[known.number - 1] = replace(known, text=f"{known.text} {step.text}", whole=False)
+                return known.number
+        if len(self.steps) >= MAX_STEPS:
+            raise RequestError("bad_request", f"the question takes more than {MAX_STEPS} steps; ask it in parts")
+        answers = 1 if _is_data(step.service) else self._decider.answers
+        self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers))
+        return len(self.steps)
+
+
+def _is_data(service: str) -> bool:
+    return service.startswith("data.gpt/")
+
+
+def _same(one: str, other: str) -> bool:
+    return " ".join(one.split()).rstrip("?.! ").casefold() == " ".join(other.split()).rstrip("?.! ").casefold()
