@@ -16,7 +16,7 @@ _RIDGE = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Log odds = bias + signals @ weights, for classes that are equally frequent."""
+    """Log odds = bias + signals @ weights."""
 
     weights: NDArray[np.float64]
     bias: float
@@ -26,8 +26,10 @@ class Combination:
         return np.asarray(signals @ self.weights + self.bias)
 
 
-def fit_combination(signals: NDArray[np.float64], positive: NDArray[np.bool_]) -> Combination:
-    """Platt scaling (1999) of several signals at once, by Newton's method; both classes weigh the same.
+def fit_combination(
+    signals: NDArray[np.float64], positive: NDArray[np.bool_], balanced: bool = True
+) -> Combination:
+    """Platt scaling (1999) of several signals at once, by Newton's method.
 
     A signal that comes out with a negative weight is left out and the rest is fitted again: near misses
     would otherwise teach the combination to distrust what marks far ones.
@@ -35,10 +37,13 @@ def fit_combination(signals: NDArray[np.float64], positive: NDArray[np.bool_]) -
     Args:
         signals: (n, signals), each larger for the positive class.
         positive: (n,).
+        balanced: both classes weigh the same, however frequent they are.
     """
     mean, scale = signals.mean(axis=0), signals.std(axis=0) + 1e-9
     normal = (signals - mean) / scale
-    weight = np.where(positive, 0.5 / max(1, positive.sum()), 0.5 / max(1, (~positive).sum())) * len(positive)
+    weight = np.ones(len(positive))
+    if balanced:
+        weight = np.where(positive, 0.5 / max(1, positive.sum()), 0.5 / max(1, (~positive).sum())) * len(positive)
     used = np.arange(signals.shape[1])
     while True:
         solution = _newton(normal[:, used], positive, weight)

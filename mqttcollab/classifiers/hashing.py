@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 # As in the embedders: past it a text is no question any more, and time and memory grow.
 _MAX_CHARACTERS = 16384
+_MAX_WORD = 64
 _WORD = re.compile(r"\w+")
 _GRAMS = range(2, 6)
-_REMEMBERED_WORDS = 50_000
+_REMEMBERED_WORDS = 20_000
 _BUCKETS = 1 << 18
+_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,45 @@ class SparseRows:
     def dot(self, rows: NDArray[np.intp], other: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the products of the rows chosen with a dense vector (width,)."""
         flat, lengths = self._places(rows)
-        owners = np.repeat(np.arange(len(rows)), lengths)
-        return np.bincount(owners, self.values[flat] * other[self.columns[flat]], len(rows)).astype(np.float32)
+        sums = np.zeros(len(rows), np.float32)
+        some = lengths > 0
+        if some.any():
+            products = self.values[flat] * other[self.columns[flat]]
+            sums[some] = np.add.reduceat(products, (np.cumsum(lengths) - lengths)[some])
+        return sums
 
     def _places(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         lengths = self.starts[rows + 1] - self.starts[rows]
         ends = np.cumsum(lengths)
         flat = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.starts[rows] - ends + lengths, lengths)
         return flat, lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """What stands in a text: (m,) hashes, the weight of how often, and of which kind (0 words, 1 characters)."""
+
+    hashes: NDArray[np.uint32]
+    weights: NDArray[np.float32]
+    kinds: NDArray[np.int8]
+
+
+def grams(text: str) -> Grams:
+    """Return the words, word pairs and characters 2 to 5 within words of a text."""
+    words = [word[:_MAX_WORD] for word in _WORD.findall(text[:_MAX_CHARACTERS].lower())]
+    pairs = [f"{a} {b}" for a, b in pairwise(words)]
+    none = np.zeros(0, np.uint32)
+    kinds = (
+        np.array([_hash(gram) for gram in (*words, *pairs)], np.uint32),
+        np.concatenate([none, *(_characters(word) for word in words)]),
+    )
+    found = [np.unique(hashes, return_counts=True) for hashes in kinds]
+    counts = np.concatenate([counts for _, counts in found])
+    return Grams(
+        np.concatenate([hashes for hashes, _ in found]),
+        (1 + np.log(np.maximum(counts, 1))).astype(np.float32),
+        np.repeat(np.arange(2, dtype=np.int8), [len(hashes) for hashes, _ in found]),
+    )
 
 
 @dataclass(slots=True)
@@ -63,66 +97,65 @@ class HashedTfIdf:
     has count in the length alone: they make a text less like every example.
 
     Args:
-        width: columns.
+        width: columns, at most 65,536.
     """
 
     width: int = 2048
     _frequency: NDArray[np.float32] = field(default_factory=lambda: np.zeros(_BUCKETS, np.float32))
     _documents: int = 0
-    _words: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Count in how many of the texts each gram stands."""
-        self._frequency = np.zeros(_BUCKETS, np.float32)
-        self._documents = len(texts)
-        for text in texts:
-            for hashes in self._hashes(text):
-                self._frequency[np.unique(hashes % _BUCKETS)] += 1
+        self.fit_grams([grams(text) for text in texts])
 
     def transform(self, texts: Sequence[str]) -> SparseRows:
         """Return a row per text, of unit length if all its grams are known; empty for a text without any word."""
-        parts = [[self._row(hashes) for hashes in self._hashes(text)] for text in texts]
-        counts = [sum(len(columns) for columns, _ in part) for part in parts]
-        flat = [pair for part in parts for pair in part]
-        return SparseRows(
-            self.width,
-            np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-            np.concatenate([columns for columns, _ in flat] or [np.zeros(0, np.uint16)]),
-            np.concatenate([values for _, values in flat] or [np.zeros(0, np.float32)]),
-        )
+        return self.transform_grams([grams(text) for text in texts])
 
-    def _row(self, hashes: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-        grams, counts = np.unique(hashes, return_counts=True)
-        frequency = self._frequency[grams % _BUCKETS]
-        values = (1 + np.log(counts)) * (1 + np.log((1 + self._documents) / (1 + frequency)))
+    def fit_grams(self, texts: Sequence[Grams]) -> None:
+        """As `fit`, of texts whose grams are there."""
+        self._frequency = np.zeros(_BUCKETS, np.float32)
+        self._documents = len(texts)
+        for chunk in _chunks(texts):
+            buckets = np.concatenate([text.hashes for text in chunk]) % _BUCKETS
+            self._frequency += np.bincount(buckets, minlength=_BUCKETS).astype(np.float32)
+
+    def transform_grams(self, texts: Sequence[Grams]) -> SparseRows:
+        """As `transform`, of texts whose grams are there."""
+        parts = [self._rows(chunk) for chunk in _chunks(texts)]
+        counts = np.concatenate([np.zeros(1, np.int64), *(part[0] for part in parts)])
+        columns = np.concatenate([np.zeros(0, np.uint16), *(part[1] for part in parts)])
+        values = np.concatenate([np.zeros(0, np.float32), *(part[2] for part in parts)])
+        return SparseRows(self.width, np.cumsum(counts), columns, values)
+
+    def _rows(
+        self, texts: Sequence[Grams]
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.float32]]:
+        """Return how many values each text has, their columns and themselves."""
+        hashes = np.concatenate([text.hashes for text in texts])
+        owners = np.repeat(np.arange(len(texts)), [len(text.hashes) for text in texts])
+        frequency = self._frequency[hashes % _BUCKETS]
+        values = np.concatenate([text.weights for text in texts])
+        values = values * (1 + np.log((1 + self._documents) / (1 + frequency)))
         # A gram of a single example is noise to the others; one of no example counts as strange.
         values[frequency == 1] = 0
-        values *= np.where(grams >> 31, 1.0, -1.0) * (np.sqrt(0.5) / max(float(np.linalg.norm(values)), 1e-9))
+        kinds = 2 * owners + np.concatenate([text.kinds for text in texts])
+        lengths = np.sqrt(2 * np.bincount(kinds, values * values, 2 * len(texts)))
+        values = values * np.where(hashes >> 31, 1.0, -1.0) / np.maximum(lengths[kinds], 1e-9)
         seen = frequency > 1
-        return ((grams[seen] >> 7) % self.width).astype(np.uint16), values[seen].astype(np.float32)
-
-    def _hashes(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        words = _words(text)
-        pairs = [f"{a} {b}" for a, b in pairwise(words)]
-        grams = [self._characters(word) for word in words]
-        return (
-            np.array([_hash(gram) for gram in (*words, *pairs)], np.int64),
-            np.concatenate(grams) if grams else np.zeros(0, np.int64),
-        )
-
-    def _characters(self, word: str) -> NDArray[np.int64]:
-        if (known := self._words.get(word)) is not None:
-            return known
-        padded = f" {word} "
-        grams = [padded[i : i + n] for n in _GRAMS for i in range(max(1, len(padded) - n + 1))]
-        hashes = np.array([_hash("#" + gram) for gram in grams], np.int64)
-        if len(self._words) < _REMEMBERED_WORDS:
-            self._words[word] = hashes
-        return hashes
+        columns = ((hashes[seen] >> 7) % self.width).astype(np.uint16)
+        return np.bincount(owners[seen], minlength=len(texts)), columns, values[seen].astype(np.float32)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text[:_MAX_CHARACTERS].lower())
+def _chunks(texts: Sequence[Grams]) -> Iterator[Sequence[Grams]]:
+    return (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
+
+
+@functools.lru_cache(_REMEMBERED_WORDS)
+def _characters(word: str) -> NDArray[np.uint32]:
+    padded = f" {word} "
+    found = [padded[i : i + n] for n in _GRAMS for i in range(max(1, len(padded) - n + 1))]
+    return np.array([_hash("#" + gram) for gram in found], np.uint32)
 
 
 def _hash(gram: str) -> int:
