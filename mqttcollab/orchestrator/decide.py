@@ -194,11 +194,9 @@ class _Draft:
         # A result is a number where something is to be calculated with it; "Is that too high?" has none.
         readings = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
         readings += [f"{pointed_at} {plain(subtask.text)}"] if subtask.after else []
-        for asked in readings:
-            gap, relevant = domains.gap(asked), self._relevant(asked, done)
-            if gap.probability < domains.gap_threshold and self._likely(relevant):
-                break
-        return gap, relevant
+        found = [(domains.gap(asked), self._relevant(asked, done)) for asked in readings]
+        covered = (one for one in found if one[0].probability < domains.gap_threshold and self._likely(one[1]))
+        return next(covered, found[0])
 
     def _specialist(self, text: str, one: Relevance) -> PlannedStep:
         ranked = self._rank(text, self._offers[one.service], one.probability)
