@@ -29,7 +29,10 @@ _OPEN = (
     rf"(?:{_PREPOSITION}\s+)?{_WH}"
     rf"(?:['’](?:s|re)\b|\s+(?:(?!{_DETERMINER}\b|{_PRONOUN}\b)[\w'’%/-]+\s+){{0,4}}?{_AUX}\b)"
 )
-_SUBJECT = rf"(?:what|who|which\s+\w+)\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)[a-z]+(?:s|ed|ote|ew|on|ame)\b"
+_SUBJECT = (
+    rf"(?:who\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)(?-i:[a-z])\w+"
+    rf"|(?:what|which\s+\w+)\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)[a-z]+(?:s|ed|ote|ew|on|ame))\b"
+)
 _CLOSED = (
     rf"(?:(?:is|are|was|were|can|could|would|should|shall|might|may|must|am|has|does|did)\s+"
     rf"(?:{_PRONOUN}|{_DETERMINER}|(?-i:[A-Z])\w*)\b|(?:do|have|will|had)\s+{_PRONOUN}\b)"

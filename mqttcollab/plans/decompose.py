@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -22,9 +21,6 @@ RelevanceOf = Callable[[str], list[Relevance]]
 
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.
 MAX_QUESTION = 1500
-_YES_OR_NO = re.compile(
-    r"(?:is|are|was|were|am|do|does|did|can|could|would|will|should|might|may|has|have|had)\b", re.I
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class ClauseDecomposer:
     Args:
         relevance: says which services a text touches; a split of which no part touches any is not made.
         threshold: the probability from which a service counts as touched.
-        structure: for a yes-or-no question of one clause whose form it knows.
+        structure: for a question of one clause whose form it knows, and that no service covers as a whole.
     """
 
     def __init__(
@@ -99,14 +95,18 @@ class ClauseDecomposer:
             return Decomposition(whole(text), "whole", reason)
         if len(steps) > 1:
             return self._if_worth_it(text, Decomposition(make_graph(steps), "clauses", _why(asked, len(steps))))
-        if self._structure is not None and _YES_OR_NO.match(text) and self._structure.knows(text):
-            chosen, chance = self._structure.choose(text)
-            if chosen.count > 1:
-                reason = f"{chosen.count} steps are likeliest for a question of this form ({chance:.2f})"
-                return self._if_worth_it(
-                    text, Decomposition(make_graph(worded(text, chosen)), "structure", reason, chance)
-                )
-        return Decomposition(whole(text), "whole", "it asks one thing")
+        return self._by_structure(text) or Decomposition(whole(text), "whole", "it asks one thing")
+
+    def _by_structure(self, text: str) -> Decomposition | None:
+        if self._structure is None or not self._structure.knows(text):
+            return None
+        if self._relevance is not None and any(each.probability >= self._threshold for each in self._relevance(text)):
+            return None  # somebody answers the question itself
+        chosen, chance = self._structure.choose(text)
+        if chosen.count == 1:
+            return None
+        reason = f"{chosen.count} steps are likeliest for a question of this form ({chance:.2f})"
+        return self._if_worth_it(text, Decomposition(make_graph(worded(text, chosen)), "structure", reason, chance))
 
     def _if_worth_it(self, question: str, found: Decomposition) -> Decomposition:
         if len(found.graph.steps) == 1:
