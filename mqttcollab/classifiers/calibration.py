@@ -26,9 +26,7 @@ class Combination:
         return np.asarray(signals @ self.weights + self.bias)
 
 
-def fit_combination(
-    signals: NDArray[np.float64], positive: NDArray[np.bool_], balanced: bool = True
-) -> Combination:
+def fit_combination(signals: NDArray[np.float64], positive: NDArray[np.bool_], balanced: bool = True) -> Combination:
     """Platt scaling (1999) of several signals at once, by Newton's method.
 
     A signal that comes out with a negative weight is left out and the rest is fitted again: near misses

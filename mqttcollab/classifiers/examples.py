@@ -105,6 +105,11 @@ class ExampleClassifier:
             if model is not None and self._known is not None and not outdated():
                 self._known = replace(self._known, model=model)
 
+    def judge(self, question: str) -> Scope | None:
+        """Return what is known of a question with its signals; None if it is empty, or nothing was learned."""
+        known = self._known
+        return self._judge(known, question) if known is not None and question.strip() else None
+
     def relevance(self, question: str) -> list[Relevance]:
         """Every service's probability that the question touches its domain, likeliest first; several may be likely."""
         known = self._known
@@ -151,6 +156,16 @@ class ExampleClassifier:
                 shares[agent] = shares.get(agent, 0.0) + float(share)
         return sorted(shares.items(), key=lambda item: -item[1])
 
+    @property
+    def relevance_threshold(self) -> float:
+        """The probability from which a service counts as touched: where F1 on held-out examples is best."""
+        return 0.5 if self._known is None else self._known.model.touched
+
+    @property
+    def gap_threshold(self) -> float:
+        """The probability of a gap from which a question counts as beyond everybody: `threshold` for 5%."""
+        return self.threshold()
+
     def threshold(self, target: float = 0.05) -> float:
         """Return the gap probability above which to report a gap.
 
@@ -194,7 +209,10 @@ class ExampleClassifier:
             old is not None
             and old.services == services
             and np.array_equal(old.labels, labels)
-            and all(a.text == b.text and (a is b or np.array_equal(a.vector, b.vector)) for a, b in zip(old.examples, examples, strict=True))
+            and all(
+                a.text == b.text and (a is b or np.array_equal(a.vector, b.vector))
+                for a, b in zip(old.examples, examples, strict=True)
+            )
         ):
             return replace(old, agents=agents, groups=groups)
         return _Known(services, agents, examples, labels, groups, nearest_model(examples, labels, self._options))

@@ -128,9 +128,7 @@ class HashedTfIdf:
         values = np.concatenate([np.zeros(0, np.float32), *(part[2] for part in parts)])
         return SparseRows(self.width, np.cumsum(counts), columns, values)
 
-    def _rows(
-        self, texts: Sequence[Grams]
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.float32]]:
+    def _rows(self, texts: Sequence[Grams]) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.float32]]:
         """Return how many values each text has, their columns and themselves."""
         hashes = np.concatenate([text.hashes for text in texts])
         owners = np.repeat(np.arange(len(texts)), [len(text.hashes) for text in texts])

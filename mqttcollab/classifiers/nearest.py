@@ -33,7 +33,9 @@ class Text:
 def read(embedder: Embedder, texts: Sequence[str]) -> list[Text]:
     """Embed texts and take them apart; a character that UTF-8 can't hold becomes a question mark."""
     clean = [text.encode("utf-8", "replace").decode() for text in texts]
-    vectors = np.nan_to_num(embedder.embed(clean)) if clean else []
+    if not clean:
+        return []
+    vectors = np.nan_to_num(embedder.embed(clean))
     return [Text(text, vector, grams(text)) for text, vector in zip(clean, vectors, strict=True)]
 
 
@@ -61,7 +63,7 @@ class Examples:
     @property
     def width(self) -> int:
         """How many features a row has."""
-        return self.vectors.shape[1] + self.words.width
+        return int(self.vectors.shape[1]) + self.words.width
 
     def rows(self, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
         """Return the (len(chosen), width) features of examples."""

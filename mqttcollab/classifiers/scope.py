@@ -82,6 +82,7 @@ class ScopeModel:
     scope: Combination
     label: Combination
     held_out: NDArray[np.float64]
+    touched: float = 0.5
     head: LinearHead | None = None
 
     def judge(self, text: Text) -> Scope:
@@ -135,7 +136,8 @@ def nearest_model(texts: Sequence[Text], labels: NDArray[np.intp], options: Scop
     signals = np.array(inside + outside, np.float64)[:, None]
     scope = fit_combination(signals, np.repeat([True, False], len(inside)))
     held_out = scope.log_odds(signals[: len(inside)])
-    return replace(model, scope=scope, label=_fit_label([np.stack(scores)], [np.array(meant)]), held_out=held_out)
+    label, touched = _fit_label([np.stack(scores)], [np.array(meant)])
+    return replace(model, scope=scope, label=label, held_out=held_out, touched=touched)
 
 
 def trained_model(
@@ -178,7 +180,8 @@ def trained_model(
     scope = fit_combination(every, positive)
     examples = Examples.of(texts, labels, count, options.width)
     head = _train(examples, options.head)
-    return ScopeModel(examples, options, scope, _fit_label(scores, meant), scope.log_odds(every[positive]), head)
+    label, touched = _fit_label(scores, meant)
+    return ScopeModel(examples, options, scope, label, scope.log_odds(every[positive]), touched, head)
 
 
 def _folds(
@@ -208,9 +211,7 @@ def _blocks(labels: NDArray[np.intp]) -> NDArray[np.intp]:
     return folds
 
 
-def _part(
-    texts: Sequence[Text], labels: NDArray[np.intp], kept: NDArray[np.intp], options: ScopeOptions
-) -> Examples:
+def _part(texts: Sequence[Text], labels: NDArray[np.intp], kept: NDArray[np.intp], options: ScopeOptions) -> Examples:
     return Examples.of([texts[i] for i in kept], labels[kept], int(labels.max()) + 1, options.width)
 
 
@@ -243,10 +244,19 @@ def _signals(
     return np.column_stack([nearest, meaning, words]), scores, closest
 
 
-def _fit_label(scores: Sequence[NDArray[np.float32]], meant: Sequence[NDArray[np.intp]]) -> Combination:
-    """Calibrate how much a label is meant, over all labels; -1 means that none is."""
+def _fit_label(scores: Sequence[NDArray[np.float32]], meant: Sequence[NDArray[np.intp]]) -> tuple[Combination, float]:
+    """Calibrate how much a label is meant, over all labels; -1 means that none is.
+
+    Returns:
+        The calibration, and the probability from which calling a label meant has the best F1.
+    """
     right = [np.arange(part.shape[1]) == label[:, None] for part, label in zip(scores, meant, strict=True)]
     flat = np.concatenate([part.ravel() for part in scores]).astype(np.float64)
     positive = np.concatenate([part.ravel() for part in right])
     present = np.isfinite(flat)
-    return fit_combination(flat[present][:, None], positive[present], balanced=False)
+    flat, positive = flat[present], positive[present]
+    label = fit_combination(flat[:, None], positive, balanced=False)
+    order = np.argsort(-flat)
+    found = np.cumsum(positive[order])
+    best = int((2 * found / (np.arange(1, len(flat) + 1) + found[-1])).argmax())
+    return label, float(sigmoid(label.log_odds(flat[order[best : best + 1], None]))[0])
