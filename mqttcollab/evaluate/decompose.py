@@ -140,7 +140,7 @@ def _cross_validated(examples: Sequence[Example]) -> tuple[list[Example], dict[s
 def _with_model(
     path: Path, rated: Sequence[Example], ours: Sequence[Structure], learned: Sequence[Example], sample: int
 ) -> dict[str, Any]:
-    """Return the figures of a language model's plans; where it gives no valid one, of what the orchestrator falls to."""
+    """Return the figures of a language model's plans; where it gives none, of what the orchestrator falls back to."""
     chosen = np.random.default_rng(0).permutation(len(rated))[:sample]
     structure = StructureModel.train(learned) if learned else None
     plans = asyncio.run(_plans(path, [rated[i][0] for i in chosen], ClauseDecomposer(structure=structure)))
