@@ -60,8 +60,13 @@ class ExampleClassifier:
 
     @property
     def ready(self) -> bool:
-        """Whether it is trained on enough: at least 10 services, half of them with at least 20 examples."""
-        if self._known is None or not self.trained:
+        """Whether it is trained, on enough."""
+        return self.trained and self.worth_training
+
+    @property
+    def worth_training(self) -> bool:
+        """Whether there are examples enough: at least 10 services, half of them with at least 20."""
+        if self._known is None:
             return False
         sizes = self._known.model.examples.sizes
         return len(sizes) >= _ENOUGH_SERVICES and float(np.median(sizes)) >= _ENOUGH_EXAMPLES

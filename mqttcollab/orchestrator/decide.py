@@ -33,6 +33,7 @@ class PlannedStep:
         text: what is asked; `#n` stands for the result of step n.
         ranked: who could do it, best first; empty if it is recalled, or if nobody can.
         spare: who is asked if none of them answers.
+        strong: who is asked if an answer of `spare`, or of `ranked` where nobody covers the subtask, is not trusted.
         after: the numbers of the steps whose results it needs.
         recalled: the answer, where it is known already.
         answers: how many agents are asked at once.
@@ -45,6 +46,7 @@ class PlannedStep:
     after: frozenset[int] = frozenset()
     ranked: tuple[Ranked, ...] = ()
     spare: tuple[Ranked, ...] = ()
+    strong: tuple[Ranked, ...] = ()
     reason: str = ""
     gap: Verdict | None = None
     domains: tuple[Relevance, ...] = ()
@@ -61,7 +63,7 @@ class PlannedStep:
             reason=self.reason,
             gap=self.gap,
             domains=list(self.domains[:_SHOWN]),
-            candidates=[one.candidate for one in (*self.ranked, *self.spare)[:_SHOWN]],
+            candidates=[one.candidate for one in (*self.ranked, *self.spare, *self.strong)[:_SHOWN]],
         )
 
 
@@ -82,6 +84,7 @@ class Decider:
         decomposer: splits a question; None leaves every question whole.
         knowledge: what was learned from peers before; None remembers nothing.
         fallback: the service that is asked where nobody covers a subtask.
+        strong: the service that is asked where the fallback's answer can't be trusted.
         answers: how many agents are asked the same, but for data.
         detect_gaps: False asks the closest service however far it is.
     """
@@ -90,6 +93,7 @@ class Decider:
     decomposer: Decomposer | None
     knowledge: KnowledgeBase | None
     fallback: str | None
+    strong: str | None = None
     answers: int = 1
     detect_gaps: bool = True
 
@@ -139,7 +143,8 @@ class _Draft:
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
         for offer in offers:
-            if request.budget_usd is None or offer.record.price_usd <= request.budget_usd:
+            affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
+            if affordable and (request.may_leave_edge or offer.record.service != decider.strong):
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
         self._ends: dict[int, list[int]] = {}
@@ -183,7 +188,7 @@ class _Draft:
         if not steps:
             steps = [self._beyond(text, gap, relevant)]
         elif len(steps) == 1 and not _is_data(steps[0].service):
-            steps = [replace(steps[0], spare=self._general(text))]
+            steps = [replace(steps[0], spare=self._general(text), strong=self._strong(text))]
         return [replace(step, gap=gap, domains=tuple(relevant)) for step in steps]
 
     def _read(self, subtask: PlanStep, needs: frozenset[int]) -> tuple[Verdict, list[Relevance]]:
@@ -218,7 +223,7 @@ class _Draft:
         return self._decider.classifiers.capability.skill.expected(agent, service).probability >= _LEAST_SKILL
 
     def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
-        skipped = {self._decider.fallback, *(service for service in done if _is_data(service))}
+        skipped = {self._decider.fallback, self._decider.strong, *(service for service in done if _is_data(service))}
         return [
             r
             for r in self._decider.classifiers.domains.relevance(text)
@@ -229,14 +234,17 @@ class _Draft:
         return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
 
     def _general(self, text: str) -> tuple[Ranked, ...]:
-        service = self._decider.fallback
-        return self._rank(text, self._offers.get(service, []), 1.0) if service is not None else ()
+        return self._rank(text, self._offers.get(self._decider.fallback or "", []), 1.0)
+
+    def _strong(self, text: str) -> tuple[Ranked, ...]:
+        return self._rank(text, self._offers.get(self._decider.strong or "", []), 1.0)
 
     def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
         service = self._decider.fallback or GENERAL
-        ranked = self._general(text)
-        what = "a general model answers" if ranked else f"nobody offers {service} to answer all the same"
-        return PlannedStep(0, text, service, ranked=ranked, reason=f"no specialist covers it ({gap.reason}): {what}")
+        ranked, strong = self._general(text), self._strong(text)
+        what = "a general model answers" if ranked or strong else f"nobody offers {service} to answer all the same"
+        reason = f"no specialist covers it ({gap.reason}): {what}"
+        return PlannedStep(0, text, service, ranked=ranked or strong, strong=strong if ranked else (), reason=reason)
 
     def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
         offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]
