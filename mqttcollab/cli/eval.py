@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mqttcollab.cli.signals import die_at_once
 from mqttcollab.errors import RuntimeFailure
 
 app = typer.Typer(no_args_is_help=True)
@@ -81,6 +82,7 @@ def complexity(
 
 
 def _evaluation(name: str) -> Callable[..., dict[str, Any]]:
+    die_at_once()
     try:
         module = import_module(f"mqttcollab.evaluate.{name}")
     except ModuleNotFoundError as error:
