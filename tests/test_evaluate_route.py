@@ -178,6 +178,7 @@ def test_reading_the_weak_answer_recovers_most_of_the_gap_on_gsm8k() -> None:
     assert report["ours"]["ci95"]["apgr"][0] > best
 
 
+@pytest.mark.slow
 @with_data
 def test_subjects_never_seen_are_ranked_better_than_by_length(tmp_path: Path) -> None:
     rows = [row for _, row in read_rows(ROUTING / "mmlu.jsonl")]

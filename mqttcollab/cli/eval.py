@@ -18,8 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 _Train = Annotated[Path, typer.Option(help="The rows to learn from (JSONL).")]
 _Test = Annotated[Path, typer.Option(help="The rows to rate with; nothing is learned from them.")]
 _MaybeTest = Annotated[
-    Path | None,
-    typer.Option(help="The rows to rate with; nothing is learned from them.", show_default="cross-validation over --train"),
+    Path | None, typer.Option(help="The rows to rate with; default: cross-validation over those to learn from.")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
