@@ -49,11 +49,13 @@ async def test_in_a_pipe_figures_are_separated_by_tabs(routing: Path) -> None:
     assert [line.split("\t")[0] for line in lines[1:]] == [
         *("ours", "random", "length", "domain_mean", "best_single", "1-NN", "oracle")
     ]
-    assert " to " in lines[1]
+    assert "–" in lines[1]
 
 
 async def test_in_a_terminal_there_is_a_table(routing: Path) -> None:
-    text = "\n".join(await in_terminal(120, "eval", "route", "--train", str(routing), broker="mqtt://127.0.0.1:1"))
+    lines = await in_terminal(80, "eval", "route", "--train", str(routing), broker="mqtt://127.0.0.1:1")
+    assert all(len(line) <= 80 for line in lines)
+    text = "\n".join(lines)
     for word in ("n = 140", "apgr", "ours", "1-NN", "oracle"):
         assert word in text
 
@@ -153,6 +155,6 @@ def test_figures_that_are_undefined_are_null_and_dashes() -> None:
     assert _cells(plain) == [
         ["n = 3", "auroc", "ece"],
         ["ours", "-", "0.500"],
-        ["random", "-", "1.000 (0.500 to 1.000)"],
+        ["random", "-", "1.000 (0.500–1.000)"],
         ["oracle", "-", "-"],
     ]

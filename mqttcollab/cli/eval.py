@@ -110,7 +110,7 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
     for i, title in enumerate(header):
         table.add_column(title, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "ours" else None)
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row), style="bold" if row[0] == "ours" else None)
     console.print(table)
 
 
@@ -127,7 +127,7 @@ def _cell(found: dict[str, Any], key: str) -> str:
     if value is None:
         return "-"
     low, high = (found.get("ci95") or {}).get(key) or (None, None)
-    between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    between = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
     return f"{value:.3f}{between}"
 
 
