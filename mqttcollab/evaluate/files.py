@@ -14,7 +14,7 @@ _FORMAT = "expected a JSON object a line (JSONL, UTF-8)"
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return each row with the number of its line, from 1; empty lines are left out.
 
-    Lines end with a line feed alone: texts may hold other separators, such as U+2028 or U+0085.
+    Lines end with a line feed alone: texts may hold other separators, such as U+2028.
 
     Raises:
         ConfigError: the file can't be read, holds nothing, or a line is no JSON object.
