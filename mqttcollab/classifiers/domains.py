@@ -54,6 +54,10 @@ class AdaptiveClassifier:
         """Every service's probability that the question touches its domain, likeliest first."""
         return self._current.relevance(question)
 
+    def touched(self, question: str) -> list[Relevance]:
+        """The services that count as touched, likeliest first."""
+        return self._current.touched(question)
+
     def gap(self, question: str) -> Verdict:
         """The probability that the question is beyond what all records together cover."""
         return self._current.gap(question)

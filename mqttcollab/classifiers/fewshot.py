@@ -104,6 +104,12 @@ class FewShotClassifier:
             for i in np.argsort(-answer.log_odds, kind="stable")
         ]
 
+    def touched(self, question: str) -> list[Relevance]:
+        """The services that count as touched: likely enough, and not much less likely than the likeliest."""
+        found = self.relevance(question)
+        least = max([self.relevance_threshold, *(self.calibration.beside * one.probability for one in found[:1])])
+        return [one for one in found if one.probability >= least]
+
     def gap(self, question: str) -> Verdict:
         """The probability that the question is beyond what all records together cover; its score is the log odds."""
         known = self._known

@@ -134,6 +134,21 @@ class Decider:
         return await self.decomposer.decompose(request.text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the classifiers say of a text, as far as it can be asked for."""
+
+    gap: Verdict
+    relevant: list[Relevance]
+    touched: list[Relevance]
+    gap_threshold: float
+
+    @property
+    def beyond(self) -> bool:
+        """Whether nobody covers it."""
+        return self.gap.probability >= self.gap_threshold
+
+
 class _Draft:
     """A plan in the making: every subtask becomes a step for each service that it touches, data before the rest."""
 
@@ -177,61 +192,60 @@ class _Draft:
 
     def _found(self, subtask: PlanStep, text: str, needs: frozenset[int]) -> list[PlannedStep]:
         """One step for each service that the subtask touches; the fallback where it touches none."""
-        gap, relevant = self._read(subtask, needs)
-        chosen = self._likely(relevant)
-        if self._decider.detect_gaps and gap.probability >= self._decider.classifiers.domains.gap_threshold:
-            chosen = []
-        elif not self._decider.detect_gaps:
-            chosen = chosen or relevant[:1]
+        reading = self._read(subtask, needs)
+        if self._decider.detect_gaps:
+            chosen = [] if reading.beyond else reading.touched
+        else:
+            chosen = reading.touched or reading.relevant[:1]
         steps = [self._specialist(text, one) for one in chosen[:_MOST_SERVICES]]
         steps = [step for step in steps if self._able(step.ranked[0])] or steps
         if not steps:
-            steps = [self._beyond(text, gap, relevant)]
+            steps = [self._beyond(text, reading)]
         elif len(steps) == 1 and not _is_data(steps[0].service):
             steps = [replace(steps[0], spare=self._general(text), strong=self._strong(text))]
-        return [replace(step, gap=gap, domains=tuple(relevant)) for step in steps]
+        return [replace(step, gap=reading.gap, domains=tuple(reading.relevant)) for step in steps]
 
-    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> tuple[Verdict, list[Relevance]]:
-        """The gap and the relevant services; of a text that says little alone, together with what it points at."""
-        domains = self._decider.classifiers.domains
+    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> _Reading:
+        """What the subtask is about; if its text says little alone, together with what it points at."""
         done = {self.steps[need - 1].service for need in needs}
-        pointed_at = " ".join(plain(self._subtasks[n].text) for n in sorted(subtask.after))
         # A result is a number where something is to be calculated with it; "Is that too high?" has none.
-        readings = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
-        readings += [f"{pointed_at} {plain(subtask.text)}"] if subtask.after else []
-        found = [(domains.gap(asked), self._relevant(asked, done)) for asked in readings]
-        covered = (one for one in found if one[0].probability < domains.gap_threshold and self._likely(one[1]))
-        return next(covered, found[0])
+        texts = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
+        if subtask.after:
+            texts.append(" ".join(plain(self._subtasks[n].text) for n in [*sorted(subtask.after)]) + f" {texts[0]}")
+        domains = self._decider.classifiers.domains
+        found = [
+            _Reading(
+                domains.gap(asked),
+                self._askable(domains.relevance(asked), done),
+                self._askable(domains.touched(asked), done),
+                domains.gap_threshold,
+            )
+            for asked in texts
+        ]
+        return next((one for one in found if one.touched and not one.beyond), found[0])
 
     def _specialist(self, text: str, one: Relevance) -> PlannedStep:
         ranked = self._rank(text, self._offers[one.service], one.probability)
         return PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason)
 
-    def _beyond(self, text: str, gap: Verdict, relevant: Sequence[Relevance]) -> PlannedStep:
+    def _beyond(self, text: str, reading: _Reading) -> PlannedStep:
         """A general model, but first the closest of those who can say that they have nothing on it, if it is close."""
-        closest = next((one for one in relevant if not _is_data(one.service)), None)
-        general = self._fallback(text, gap)
+        closest = next((one for one in reading.relevant if not _is_data(one.service)), None)
+        general = self._fallback(text, reading.gap)
         if not self._decider.detect_gaps or closest is None or closest.probability < _WORTH_ASKING:
             return general
+        reason = f"maybe nobody covers it ({reading.gap.reason}): the closest is asked"
         step = self._specialist(text, closest)
-        return replace(
-            step, reason=f"maybe nobody covers it ({gap.reason}): the closest is asked", spare=general.ranked
-        )
+        return replace(step, reason=reason, spare=general.ranked, strong=general.strong)
 
     def _able(self, best: Ranked) -> bool:
         agent, service = best.offer.agent.name, best.offer.record.service
         return self._decider.classifiers.capability.skill.expected(agent, service).probability >= _LEAST_SKILL
 
-    def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
+    def _askable(self, found: Sequence[Relevance], done: set[str]) -> list[Relevance]:
+        """The services that are offered, but for general models and data that is there already."""
         skipped = {self._decider.fallback, self._decider.strong, *(service for service in done if _is_data(service))}
-        return [
-            r
-            for r in self._decider.classifiers.domains.relevance(text)
-            if r.service in self._offers and r.service not in skipped
-        ]
-
-    def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
-        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
+        return [one for one in found if one.service in self._offers and one.service not in skipped]
 
     def _general(self, text: str) -> tuple[Ranked, ...]:
         return self._rank(text, self._offers.get(self._decider.fallback or "", []), 1.0)
