@@ -40,6 +40,14 @@ EXAMPLES = (
     "Detect outliers in the sensor data",
 )
 CLOSE = 0.4
+# What is asked here is how things develop, or what is odd: a single reading is known better by who measures it.
+_ASKED = re.compile(
+    r"usual|normal|anomal|odd\b|strange|weird|outlier|trend|\bris(?:e|es|ing|en)\b|\brose\b|\bf[ae]ll(?:s|ing|en)?\b"
+    r"|increas|decreas|\bup\b|\bdown\b|chang|develop|evol|lately|recent|stuck|broken|wrong|faulty|silent|agree|overview"
+    r"|summar|compar|histor|over time|so far|\blast (?:few )?(?:hours?|days?)|getting|worse|better|growing|shrinking"
+    r"|\ball (?:the )?(?:sensors?|devices?|readings?|data)|everything|than before",
+    re.I,
+)
 # Words of value and service names that say nothing by themselves.
 _COMMON = frozenset({"rate", "quality", "data", "gpt", "index", "score", "z", "ratio", "change", "as", "no2", "3h"})
 
@@ -82,6 +90,8 @@ class AreaService(Service):
     async def handle(self, request: Request) -> Answer:
         """What is asked about: values or services that the question names, or is close to; else everything."""
         assert self._area is not None
+        if not _ASKED.search(request.text):
+            raise RequestError("no_capability", "it asks neither how anything develops nor what is unusual")
         report = await self._area.report()
         if not report.findings:
             raise RequestError("no_capability", report.text)

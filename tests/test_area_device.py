@@ -64,7 +64,7 @@ async def test_it_answers_from_what_the_sensors_publish_and_says_whose_it_is(mos
         everything = await answer(asker, "Is anything unusual here?", all_three)
         assert "values of 3 agents" in (everything.output or "")
         assert {source.agent for source in everything.sources} == {"rsu-12", "weather-3", "cam-5"}
-        pollution = await ask(asker, "How polluted is the street?")  # named by no value: found by meaning
+        pollution = await ask(asker, "Is the street more polluted than usual?")  # named by no value: found by meaning
         assert {source.agent for source in pollution.sources} == {"rsu-12"}
 
 

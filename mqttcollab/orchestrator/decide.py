@@ -168,15 +168,18 @@ class _Draft:
         """Plans a subtask; those that it refers to were added before."""
         self._subtasks[number] = subtask
         needs = frozenset(end for need in subtask.after for end in self._ends[need])
-        # A subtask may have become several steps: what refers to it refers to those with its conclusions.
-        text = renumber(subtask.text, {n: " and ".join(f"#{end}" for end in self._ends[n]) for n in subtask.after})
+        # A subtask may have become several steps: what refers to its result means what was measured, if anything was.
+        results = {n: [end for end in self._ends[n] if _is_data(self.steps[end - 1].service)] for n in subtask.after}
+        text = renumber(
+            subtask.text, {n: " and ".join(f"#{end}" for end in found or self._ends[n]) for n, found in results.items()}
+        )
         steps = self._known(text) if not needs else []
         if not steps and subtask.service is not None:
             steps = [self._named(text, subtask.service)]
         steps = [replace(step, whole=whole) for step in steps or self._found(subtask, text, needs)]
         data = [self._put(replace(s, after=needs)) for s in steps if _is_data(s.service)]
         rest = [self._put(replace(s, after=needs | set(data))) for s in steps if not _is_data(s.service)]
-        self._ends[number] = rest or data
+        self._ends[number] = [*data, *rest]
 
     def _known(self, text: str) -> list[PlannedStep]:
         """The step that recalls the answer, if a peer gave it before."""

@@ -35,6 +35,11 @@ class Attempt:
     error: ErrorInfo | None = None
     verdict: Verdict | None = None
 
+    @property
+    def declined(self) -> bool:
+        """Whether the agent itself said that it has nothing on this."""
+        return self.error is not None and self.error.code == "no_capability" and self.offer.agent.present
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -51,6 +56,11 @@ class Outcome:
     reply: Reply | None = None
     attempts: list[Attempt] = field(default_factory=list)
     consensus: Consensus | None = None
+
+    @property
+    def declined(self) -> bool:
+        """Whether everybody who was asked said to have nothing on this: it was a wrong guess to ask them."""
+        return self.reply is None and bool(self.attempts) and all(attempt.declined for attempt in self.attempts)
 
 
 @dataclass(slots=True)
@@ -133,7 +143,7 @@ class Dispatcher:
             await self._ask(run.asking, step, outcome, context, begun + seconds)
         result.elapsed_ms = round(1000 * (loop.time() - begun), 1)
         if outcome.reply is None:
-            result.status = "error"
+            result.status = "skipped" if outcome.declined else "error"
         else:
             result.confidence = outcome.reply.confidence
             result.verdict = self._verdict(outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -21,6 +22,12 @@ RelevanceOf = Callable[[str], list[Relevance]]
 
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.
 MAX_QUESTION = 1500
+# Where somebody comes to something else, in a form that no rule of `clauses` knows.
+_TURN = re.compile(
+    r"(?<=[?!])\s+(?:and\s+)?|[,;.]?\s+(?:and\s+|but\s+|oh,?\s+)?(?:by\s+the\s+way|btw|besides|incidentally"
+    r"|another\s+thing|one\s+more\s+thing|on\s+another\s+note)\b[,:]?\s+",
+    re.I,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,15 @@ class ClauseDecomposer:
             return None
         reason = f"{chosen.count} steps are likeliest for a question of this form ({chance:.2f})"
         return self._if_worth_it(text, Decomposition(make_graph(worded(text, chosen)), "structure", reason, chance))
+
+    def _turns(self, text: str) -> list[Clause]:
+        """The parts of a text that turns from one service's domain to another's; none if it stays with one."""
+        parts = [part for part in _TURN.split(text) if part.strip()]
+        if self._relevance is None or not 1 < len(parts) <= MAX_OWN_STEPS:
+            return []
+        best = [max(self._relevance(part), key=lambda one: one.probability, default=None) for part in parts]
+        likely = {one.service for one in best if one is not None and one.probability >= self._threshold}
+        return [Clause(part) for part in parts] if len(likely) == len(parts) else []
 
     def _if_worth_it(self, question: str, found: Decomposition) -> Decomposition:
         if len(found.graph.steps) == 1:

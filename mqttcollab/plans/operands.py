@@ -42,6 +42,9 @@ _IS_MORE = re.compile(
     r"(?P<head>(?:is|are)\s+)(?P<a>.+?)(?P<mid>\s+(?:(?:much\s+)?\w+er|more\s+\w+|less\s+\w+|more|less)\s+than\s+)(?P<b>.+)",
     re.I,
 )
+# "Half of the humidity" is asked without a word for asking.
+_SHARE = re.compile(r"(?=(?:half|twice|double|a\s+third|a\s+quarter)\b|\d[\d.]*\s*(?:%|percent)\s+of\b)", re.I)
+_COURTESY = re.compile(r",?\s+(?:please|pls|thanks|thank\s+you|for\s+me)$", re.I)
 _CALCULATES = re.compile(
     r"(?:multiply|divide|add|subtract|double|halve|increase|decrease|raise|reduce|compare)\b"
     r"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of)\b",
@@ -74,6 +77,7 @@ def operands(question: str, offset: int = 0) -> list[str]:
     """
     text = question.rstrip("?.! ")
     end = question[len(text) :].strip()
+    text = _COURTESY.sub("", text)
     parts = _two_operands(text) or _expression(text)
     if parts and any(map(_is_thing, parts)):
         return _steps(parts, end, offset)
@@ -104,7 +108,7 @@ def _two_operands(text: str) -> list[str] | None:
 
 def _expression(text: str) -> list[str] | None:
     """Return the lead, the operands and the operators of "What is 15% of 80 plus the temperature"."""
-    lead = re.match(_ASK, text, re.I)
+    lead = re.match(_ASK, text, re.I) or _SHARE.match(text)
     parts = _OPERATOR.split(text[lead.end() :]) if lead else []
     values = [part.strip() for part in parts[::2] if part.strip()]
     if lead is None or len(parts) < 3 or not values or not all(map(_OPERAND.fullmatch, values)):
