@@ -26,7 +26,9 @@ class Combination:
         return np.asarray(signals @ self.weights + self.bias)
 
 
-def fit_combination(signals: NDArray[np.float64], positive: NDArray[np.bool_], balanced: bool = True) -> Combination:
+def fit_combination(
+    signals: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64] | None = None
+) -> Combination:
     """Platt scaling (1999) of several signals at once, by Newton's method.
 
     A signal that comes out with a negative weight is left out and the rest is fitted again: near misses
@@ -35,22 +37,21 @@ def fit_combination(signals: NDArray[np.float64], positive: NDArray[np.bool_], b
     Args:
         signals: (n, signals), each larger for the positive class.
         positive: (n,).
-        balanced: both classes weigh the same, however frequent they are.
+        weights: (n,), how much each row counts; by default both classes weigh the same, however frequent they are.
     """
     mean, scale = signals.mean(axis=0), signals.std(axis=0) + 1e-9
     normal = (signals - mean) / scale
-    weight = np.ones(len(positive))
-    if balanced:
-        weight = np.where(positive, 0.5 / max(1, positive.sum()), 0.5 / max(1, (~positive).sum())) * len(positive)
+    if weights is None:
+        weights = np.where(positive, 0.5 / max(1, positive.sum()), 0.5 / max(1, (~positive).sum())) * len(positive)
     used = np.arange(signals.shape[1])
     while True:
-        solution = _newton(normal[:, used], positive, weight)
+        solution = _newton(normal[:, used], positive, weights)
         if len(used) == 1 or (solution[:-1] >= 0).all():
             break
         used = np.delete(used, int(solution[:-1].argmin()))
-    weights = np.zeros(signals.shape[1])
-    weights[used] = solution[:-1] / scale[used]
-    return Combination(weights, float(solution[-1] - mean @ weights))
+    combined = np.zeros(signals.shape[1])
+    combined[used] = solution[:-1] / scale[used]
+    return Combination(combined, float(solution[-1] - mean @ combined))
 
 
 def _newton(

@@ -15,10 +15,13 @@ from mqttcollab.classifiers.nearest import Examples, Text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SIGNALS = ("nearest", "meaning", "words")
+SIGNALS = ("nearest", "meaning", "words", "margin")
 _FOLDS = 5
 _LEAST = 20
-_AT_ONCE, _PER_FOLD = 512, 600
+_AT_ONCE, _PER_FOLD = 512, 1000
+_INSIDE, _NEAR, _FAR = range(3)
+# How much rows inside, near misses and far ones count in the calibration: more near ones would cost far ones.
+_WEIGHTS = np.array([1 / 2, 1 / 6, 1 / 3])
 # Weighs closeness (0 to 2) beside logits where it is said which label is meant.
 _NEAR_IN_LABEL = np.float32(4)
 # For so few examples that nothing can be held out: the closeness 0.9 of 2 is as likely in as out.
@@ -50,7 +53,7 @@ class Scope:
         about: (labels,), the probability that the text is about each label; several may be likely.
         shares: (labels,), the same if it were about exactly one.
         closest: the number of the closest example.
-        signals: `nearest`, and once trained `meaning` and `words`.
+        signals: `nearest`, and once trained `meaning`, `words` and `margin`.
     """
 
     log_odds: float
@@ -70,10 +73,10 @@ class Scope:
 class ScopeModel:
     """Tells known from unknown texts by examples of the known; it never changes, so threads may share it.
 
-    Three signals. `nearest`: the cosine of embeddings plus that of words, averaged over the three closest examples
+    Four signals. `nearest`: the cosine of embeddings plus that of words, averaged over the three closest examples
     of a label (k-nearest-neighbour detection, Sun et al. 2022), of the label where it is largest. `meaning` and
     `words`: what embeddings and what hashed words add to the logit of the likeliest label in a linear softmax head
-    over both (the largest logit: Hendrycks et al. 2022); apart, since words without meaning are no evidence. They
+    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how far the likeliest label is ahead of the second. They
     are combined and calibrated on whole groups of labels that were held out: no out-of-scope text is ever needed.
     """
 
@@ -152,7 +155,7 @@ def trained_model(
     Args:
         texts: the examples.
         labels: (n,) of each, 0 to the number of labels - 1.
-        groups: (n,) of each, whatever number: labels of one group are alike and are held out together.
+        groups: (n,) of each, whatever number: labels of one group are alike, and those of another far from them.
         options: how.
         stopped: asked now and then whether to give up.
 
@@ -165,36 +168,46 @@ def trained_model(
         grouped = labels
     if count < _FOLDS:
         return None
-    signals, known, scores, meant = [], [], [], []
-    for kept, asked, inside in _folds(labels, grouped, options.head.seed):
+    signals, kinds, scores, meant = [], [], [], []
+    for kept, asked, kind in _folds(labels, grouped, options.head.seed):
         if stopped():
             return None
+        if len(np.unique(labels[kept])) < 2:
+            continue
         part = _part(texts, labels, kept, options)
         rows = part.features([texts[i] for i in asked])
         found, score, _ = _signals(part, _train(part, options.head), rows)
         signals.append(found)
-        known.append(inside)
+        kinds.append(kind)
         scores.append(score)
-        meant.append(np.where(inside, labels[asked], -1))
-    every, positive = np.concatenate(signals), np.concatenate(known)
-    scope = fit_combination(every, positive)
+        meant.append(np.where(kind == _INSIDE, labels[asked], -1))
+    if not signals:
+        return None
+    every, kind = np.concatenate(signals), np.concatenate(kinds)
+    inside = kind == _INSIDE
+    sizes = np.maximum(np.bincount(kind, minlength=len(_WEIGHTS)), 1)
+    scope = fit_combination(every, inside, len(kind) * (_WEIGHTS / sizes)[kind])
+    label, touched = _fit_label(scores, meant)
     examples = Examples.of(texts, labels, count, options.width)
     head = _train(examples, options.head)
-    label, touched = _fit_label(scores, meant)
-    return ScopeModel(examples, options, scope, label, scope.log_odds(every[positive]), touched, head)
+    return ScopeModel(examples, options, scope, label, scope.log_odds(every[inside]), touched, head)
 
 
 def _folds(
     labels: NDArray[np.intp], groups: NDArray[np.intp], seed: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]]:
-    """Yield rows to train on, other rows to ask, and which of these are of a group trained on."""
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield rows to train on, other rows to ask, and whether what these are about was trained on.
+
+    Each time a fifth of the groups is held out, and of the other groups a fifth of the labels.
+    """
     random = np.random.default_rng(seed)
-    group_folds = random.permutation(int(groups.max()) + 1) % _FOLDS
+    group_folds = (random.permutation(int(groups.max()) + 1) % _FOLDS)[groups]
+    label_folds = (random.permutation(int(labels.max()) + 1) % _FOLDS)[labels]
     parts = _blocks(labels)
     for fold in range(_FOLDS):
-        known, asked = group_folds[groups] != fold, parts == fold
-        chosen = random.permutation(np.flatnonzero(asked))[:_PER_FOLD]
-        yield np.flatnonzero(known & ~asked), chosen, known[chosen]
+        kinds = np.where(group_folds == fold, _FAR, np.where(label_folds == fold, _NEAR, _INSIDE))
+        asked = random.permutation(np.flatnonzero(parts == fold))[:_PER_FOLD]
+        yield np.flatnonzero((kinds == _INSIDE) & (parts != fold)), asked, kinds[asked]
 
 
 def _blocks(labels: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -228,7 +241,7 @@ def _train(examples: Examples, options: HeadOptions) -> LinearHead:
 def _signals(
     examples: Examples, head: LinearHead | None, rows: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.intp]]:
-    """Return of each row the signals (n, 1 or 3), how much each label is meant (n, labels), the closest example."""
+    """Return of each row the signals (n, 1 or 4), how much each label is meant (n, labels), the closest example."""
     near = [examples.closeness(row) for row in rows]
     closeness = np.stack([found for found, _ in near])
     closest = np.array([example for _, example in near])
@@ -237,11 +250,12 @@ def _signals(
         return nearest[:, None], closeness, closest
     scores = head.logits(rows) + _NEAR_IN_LABEL * closeness
     best = scores.argmax(axis=1)
+    second, first = np.partition(scores, -2, axis=1)[:, -2:].T
     split = examples.vectors.shape[1]
     meaning, words = (
         np.einsum("nf,fn->n", rows[:, part], head.weights[part][:, best]) for part in (slice(split), slice(split, None))
     )
-    return np.column_stack([nearest, meaning, words]), scores, closest
+    return np.column_stack([nearest, meaning, words, first - second]), scores, closest
 
 
 def _fit_label(scores: Sequence[NDArray[np.float32]], meant: Sequence[NDArray[np.intp]]) -> tuple[Combination, float]:
@@ -255,7 +269,7 @@ def _fit_label(scores: Sequence[NDArray[np.float32]], meant: Sequence[NDArray[np
     positive = np.concatenate([part.ravel() for part in right])
     present = np.isfinite(flat)
     flat, positive = flat[present], positive[present]
-    label = fit_combination(flat[:, None], positive, balanced=False)
+    label = fit_combination(flat[:, None], positive, np.ones(len(flat)))
     order = np.argsort(-flat)
     found = np.cumsum(positive[order])
     best = int((2 * found / (np.arange(1, len(flat) + 1) + found[-1])).argmax())

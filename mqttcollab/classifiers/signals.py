@@ -28,6 +28,8 @@ _OPERATOR = re.compile(r"(?<=[\d)])\s*(\*\*|[-+*/^×÷−])\s*(?=[\d(])")
 _OPERATORS = {"+": "plus", "-": "minus", "−": "minus", "*": "times", "×": "times", "/": "divided by", "÷": "divided by"}
 _WORD = re.compile(r"[^\W_]+")
 _PART = re.compile(r"[.?!;:,]+ (?:(?:and|also|then|but) )?| (?:and|also|then|but) ", re.IGNORECASE)
+_WIDTH = 2048  # columns of hashed words
+_TELLING = 0.4  # weight from which a word is worth naming
 _EVIDENCE = 3  # words that speak most for a service
 
 
@@ -125,7 +127,7 @@ class Examples:
             [np.arange(len(service.texts)) < len(service.descriptions) for service in services]
         )
         self._sizes = np.log1p([len(service.examples) for service in services])
-        self._hashing = HashedTfIdf()
+        self._hashing = HashedTfIdf(_WIDTH)
         self._hashing.fit(normals)
         self._hashed = self._hashing.transform(normals)
         self._words = [
@@ -166,15 +168,15 @@ class Examples:
         near = np.maximum.reduceat(self._embed(words) @ self._word_vectors.T, self._word_starts, axis=1)
         each = np.sort(weights[:, None] * near, axis=0)[-_EVIDENCE:].sum(axis=0) / _EVIDENCE
         share = weights @ near / max(float(weights.sum()), 1e-9)
-        order = np.argsort(-weights)
-        known = [[words[i] for i in order[:8] if words[i] in own] for own in map(set, self._words)]
+        telling = [words[i] for i in np.argsort(-weights) if weights[i] >= _TELLING]
+        known = [[word for word in telling if word in own] for own in map(set, self._words)]
         return each, share, known
 
 
 def _lead(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return how far each value is above the largest of the others; itself where there is no other."""
+    """Return how far each value is above the largest of the others; 0 where there is no other."""
     if len(values) == 1:
-        return values
+        return np.zeros_like(values)
     first, second = np.argsort(-values)[:2]
     others = np.full(len(values), values[first])
     others[first] = values[second]

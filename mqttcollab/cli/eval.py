@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mqttcollab.cli.signals import die_at_once
 from mqttcollab.errors import RuntimeFailure
 
 app = typer.Typer(no_args_is_help=True)
@@ -17,8 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 _Train = Annotated[Path, typer.Option(help="The rows to learn from (JSONL).")]
 _Test = Annotated[Path, typer.Option(help="The rows to rate with; nothing is learned from them.")]
 _MaybeTest = Annotated[
-    Path | None,
-    typer.Option(help="The rows to rate with; nothing is learned from them.", show_default="cross-validation over --train"),
+    Path | None, typer.Option(help="The rows to rate with; default: cross-validation over those to learn from.")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -81,6 +81,7 @@ def complexity(
 
 
 def _evaluation(name: str) -> Callable[..., dict[str, Any]]:
+    die_at_once()
     try:
         module = import_module(f"mqttcollab.evaluate.{name}")
     except ModuleNotFoundError as error:
@@ -109,7 +110,7 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
     for i, title in enumerate(header):
         table.add_column(title, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "ours" else None)
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row), style="bold" if row[0] == "ours" else None)
     console.print(table)
 
 
@@ -126,7 +127,7 @@ def _cell(found: dict[str, Any], key: str) -> str:
     if value is None:
         return "-"
     low, high = (found.get("ci95") or {}).get(key) or (None, None)
-    between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    between = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
     return f"{value:.3f}{between}"
 
 

@@ -33,6 +33,7 @@ class PlannedStep:
         text: what is asked; `#n` stands for the result of step n.
         ranked: who could do it, best first; empty if it is recalled, or if nobody can.
         spare: who is asked if none of them answers.
+        strong: who is asked if an answer of `spare`, or of `ranked` where nobody covers the subtask, is not trusted.
         after: the numbers of the steps whose results it needs.
         recalled: the answer, where it is known already.
         answers: how many agents are asked at once.
@@ -45,6 +46,7 @@ class PlannedStep:
     after: frozenset[int] = frozenset()
     ranked: tuple[Ranked, ...] = ()
     spare: tuple[Ranked, ...] = ()
+    strong: tuple[Ranked, ...] = ()
     reason: str = ""
     gap: Verdict | None = None
     domains: tuple[Relevance, ...] = ()
@@ -61,7 +63,7 @@ class PlannedStep:
             reason=self.reason,
             gap=self.gap,
             domains=list(self.domains[:_SHOWN]),
-            candidates=[one.candidate for one in (*self.ranked, *self.spare)[:_SHOWN]],
+            candidates=[one.candidate for one in (*self.ranked, *self.spare, *self.strong)[:_SHOWN]],
         )
 
 
@@ -82,6 +84,7 @@ class Decider:
         decomposer: splits a question; None leaves every question whole.
         knowledge: what was learned from peers before; None remembers nothing.
         fallback: the service that is asked where nobody covers a subtask.
+        strong: the service that is asked where the fallback's answer can't be trusted.
         answers: how many agents are asked the same, but for data.
         detect_gaps: False asks the closest service however far it is.
     """
@@ -90,6 +93,7 @@ class Decider:
     decomposer: Decomposer | None
     knowledge: KnowledgeBase | None
     fallback: str | None
+    strong: str | None = None
     answers: int = 1
     detect_gaps: bool = True
 
@@ -130,6 +134,21 @@ class Decider:
         return await self.decomposer.decompose(request.text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the classifiers say of a text, as far as it can be asked for."""
+
+    gap: Verdict
+    relevant: list[Relevance]
+    touched: list[Relevance]
+    gap_threshold: float
+
+    @property
+    def beyond(self) -> bool:
+        """Whether nobody covers it."""
+        return self.gap.probability >= self.gap_threshold
+
+
 class _Draft:
     """A plan in the making: every subtask becomes a step for each service that it touches, data before the rest."""
 
@@ -139,7 +158,8 @@ class _Draft:
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
         for offer in offers:
-            if request.budget_usd is None or offer.record.price_usd <= request.budget_usd:
+            affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
+            if affordable and (request.may_leave_edge or offer.record.service != decider.strong):
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
         self._ends: dict[int, list[int]] = {}
@@ -172,71 +192,73 @@ class _Draft:
 
     def _found(self, subtask: PlanStep, text: str, needs: frozenset[int]) -> list[PlannedStep]:
         """One step for each service that the subtask touches; the fallback where it touches none."""
-        gap, relevant = self._read(subtask, needs)
-        chosen = self._likely(relevant)
-        if self._decider.detect_gaps and gap.probability >= self._decider.classifiers.domains.gap_threshold:
-            chosen = []
-        elif not self._decider.detect_gaps:
-            chosen = chosen or relevant[:1]
+        reading = self._read(subtask, needs)
+        if self._decider.detect_gaps:
+            chosen = [] if reading.beyond else reading.touched
+        else:
+            chosen = reading.touched or reading.relevant[:1]
         steps = [self._specialist(text, one) for one in chosen[:_MOST_SERVICES]]
         steps = [step for step in steps if self._able(step.ranked[0])] or steps
         if not steps:
-            steps = [self._beyond(text, gap, relevant)]
+            steps = [self._beyond(text, reading)]
         elif len(steps) == 1 and not _is_data(steps[0].service):
-            steps = [replace(steps[0], spare=self._general(text))]
-        return [replace(step, gap=gap, domains=tuple(relevant)) for step in steps]
+            steps = [replace(steps[0], spare=self._general(text), strong=self._strong(text))]
+        return [replace(step, gap=reading.gap, domains=tuple(reading.relevant)) for step in steps]
 
-    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> tuple[Verdict, list[Relevance]]:
-        """The gap and the relevant services; of a text that says little alone, together with what it points at."""
-        domains = self._decider.classifiers.domains
+    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> _Reading:
+        """What the subtask is about; if its text says little alone, together with what it points at."""
         done = {self.steps[need - 1].service for need in needs}
-        pointed_at = " ".join(plain(self._subtasks[n].text) for n in sorted(subtask.after))
         # A result is a number where something is to be calculated with it; "Is that too high?" has none.
-        readings = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
-        readings += [f"{pointed_at} {plain(subtask.text)}"] if subtask.after else []
-        found = [(domains.gap(asked), self._relevant(asked, done)) for asked in readings]
-        covered = (one for one in found if one[0].probability < domains.gap_threshold and self._likely(one[1]))
-        return next(covered, found[0])
+        texts = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
+        if subtask.after:
+            texts.append(" ".join(plain(self._subtasks[n].text) for n in [*sorted(subtask.after)]) + f" {texts[0]}")
+        domains = self._decider.classifiers.domains
+        found = [
+            _Reading(
+                domains.gap(asked),
+                self._askable(domains.relevance(asked), done),
+                self._askable(domains.touched(asked), done),
+                domains.gap_threshold,
+            )
+            for asked in texts
+        ]
+        return next((one for one in found if one.touched and not one.beyond), found[0])
 
     def _specialist(self, text: str, one: Relevance) -> PlannedStep:
         ranked = self._rank(text, self._offers[one.service], one.probability)
         return PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason)
 
-    def _beyond(self, text: str, gap: Verdict, relevant: Sequence[Relevance]) -> PlannedStep:
+    def _beyond(self, text: str, reading: _Reading) -> PlannedStep:
         """A general model, but first the closest of those who can say that they have nothing on it, if it is close."""
-        closest = next((one for one in relevant if not _is_data(one.service)), None)
-        general = self._fallback(text, gap)
+        closest = next((one for one in reading.relevant if not _is_data(one.service)), None)
+        general = self._fallback(text, reading.gap)
         if not self._decider.detect_gaps or closest is None or closest.probability < _WORTH_ASKING:
             return general
+        reason = f"maybe nobody covers it ({reading.gap.reason}): the closest is asked"
         step = self._specialist(text, closest)
-        return replace(
-            step, reason=f"maybe nobody covers it ({gap.reason}): the closest is asked", spare=general.ranked
-        )
+        return replace(step, reason=reason, spare=general.ranked, strong=general.strong)
 
     def _able(self, best: Ranked) -> bool:
         agent, service = best.offer.agent.name, best.offer.record.service
         return self._decider.classifiers.capability.skill.expected(agent, service).probability >= _LEAST_SKILL
 
-    def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
-        skipped = {self._decider.fallback, *(service for service in done if _is_data(service))}
-        return [
-            r
-            for r in self._decider.classifiers.domains.relevance(text)
-            if r.service in self._offers and r.service not in skipped
-        ]
-
-    def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
-        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
+    def _askable(self, found: Sequence[Relevance], done: set[str]) -> list[Relevance]:
+        """The services that are offered, but for general models and data that is there already."""
+        skipped = {self._decider.fallback, self._decider.strong, *(service for service in done if _is_data(service))}
+        return [one for one in found if one.service in self._offers and one.service not in skipped]
 
     def _general(self, text: str) -> tuple[Ranked, ...]:
-        service = self._decider.fallback
-        return self._rank(text, self._offers.get(service, []), 1.0) if service is not None else ()
+        return self._rank(text, self._offers.get(self._decider.fallback or "", []), 1.0)
+
+    def _strong(self, text: str) -> tuple[Ranked, ...]:
+        return self._rank(text, self._offers.get(self._decider.strong or "", []), 1.0)
 
     def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
         service = self._decider.fallback or GENERAL
-        ranked = self._general(text)
-        what = "a general model answers" if ranked else f"nobody offers {service} to answer all the same"
-        return PlannedStep(0, text, service, ranked=ranked, reason=f"no specialist covers it ({gap.reason}): {what}")
+        ranked, strong = self._general(text), self._strong(text)
+        what = "a general model answers" if ranked or strong else f"nobody offers {service} to answer all the same"
+        reason = f"no specialist covers it ({gap.reason}): {what}"
+        return PlannedStep(0, text, service, ranked=ranked or strong, strong=strong if ranked else (), reason=reason)
 
     def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
         offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mqttcollab.classifiers.base import AnswerJudge
+from mqttcollab.classifiers.router import Router
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree
@@ -21,6 +22,8 @@ from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
 
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
+# What a strong model's call must gain on average, in right answers.
+_STRONG_PRICE = 0.1
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ class Dispatcher:
         scheduler: the order in which agents are tried.
         judge: says whether an answer can be trusted.
         trust: an answer less likely right than this is put to a further agent, where there is one.
+        router: says instead of `trust` whether a general model's answer will do, or a strong model is asked.
         share: False passes no step's result on to another as context.
     """
 
@@ -77,6 +81,7 @@ class Dispatcher:
     scheduler: Scheduler
     judge: AnswerJudge
     trust: float = 0.5
+    router: Router | None = None
     share: bool = True
     own: Counter[str] = field(default_factory=Counter)
 
@@ -156,6 +161,37 @@ class Dispatcher:
         question = Question(text, context, deadline)
         spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
         await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
+        # Only a general model's answer is put to a strong one: what a specialist measured or looked up, it can't know.
+        if step.strong and outcome.reply is not None and outcome.step.service not in _specialist_services(step):
+            await self._escalate(asking, step, outcome, question)
+
+    async def _escalate(self, asking: Asking, step: PlannedStep, outcome: Outcome, question: Question) -> None:
+        """Asks a strong model if the general one's answer won't do; a strong answer stands, no vote is taken."""
+        result, reply = outcome.step, outcome.reply
+        assert reply is not None
+        if (why := self._distrust(result.text or "", reply, question.context)) is None:
+            return
+        for one in self.scheduler(step.strong, self.own)[:_MOST_SPARE]:
+            attempt = Attempt(one.offer)
+            outcome.attempts.append(attempt)
+            seconds = max(0.001, question.seconds - asyncio.get_running_loop().time())
+            await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=False)
+            if attempt.reply is not None:
+                result.agent, result.service, outcome.reply = (
+                    one.offer.agent.name,
+                    one.offer.record.service,
+                    attempt.reply,
+                )
+                result.reason, outcome.consensus = f"{result.reason}; a strong model was asked: {why}", None
+                return
+
+    def _distrust(self, text: str, reply: Reply, context: Sequence[ContextItem]) -> str | None:
+        """Why a general model's answer won't do; None if it will."""
+        if self.router is not None:
+            decision = self.router.decide([text], [reply.output or ""] if self.router.reads_answers else None)[0]
+            return decision.reason if decision.strong(_STRONG_PRICE) else None
+        verdict = self.judge.judge(text, reply, context)
+        return verdict.reason if verdict.probability < self.trust else None
 
     async def _one_after_the_other(
         self, asking: Asking, ranked: list[Ranked], spare: int, outcome: Outcome, question: Question
@@ -213,6 +249,11 @@ class Dispatcher:
             probability=verdict.probability * agreement,
             reason=f"{verdict.reason}; {agreement:.0%} of the votes agree",
         )
+
+
+def _specialist_services(step: PlannedStep) -> set[str]:
+    """The services that cover the step; none if nobody does and the general model is asked in the first place."""
+    return {one.offer.record.service for one in step.ranked} if step.spare else set()
 
 
 def _levels(plan: Sequence[PlannedStep]) -> dict[int, int]:

@@ -156,7 +156,7 @@ def plan_schema(*, limit: int = MAX_OWN_STEPS, services: Sequence[str] = ()) -> 
         "after": {"type": "array", "items": numbers, "maxItems": limit - 1},
     }
     if services:
-        step["service"] = {"type": ["string", "null"], "enum": [*services, None]}
+        step["service"] = {"anyOf": [{"type": "string", "enum": list(services)}, {"type": "null"}]}
     item = {"type": "object", "properties": step, "required": list(step), "additionalProperties": False}
     steps = {"type": "array", "items": item, "minItems": 1, "maxItems": limit}
     return {"type": "object", "properties": {"steps": steps}, "required": ["steps"], "additionalProperties": False}

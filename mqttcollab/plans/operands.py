@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _THING = (
-    r"(?:the|my|our|your)\s+(?!(?:(?:sum|product|difference|average|mean|ratio|square)\s+(?:of|between)|half)\b)"
-    r"(?!result\b|answer\b)[a-z][\w'’]*(?:[ -][\w'’]+){0,6}?"
+    r"(?:the|my|our|your)\s+(?!(?:(?:sum|product|difference|average|mean|ratio|square)\s+(?:of|between)|half|(?:square|cube)\s+root)\b)"
+    r"(?!result\b|answer\b)[a-z][\w'’]*(?:[ -][^\W\d][\w'’]*){0,6}?"
 )
 _NUMBER = r"[-+]?\d[\d.,]*(?:\s*(?:%|percent|degrees?|°\s?[cf]))?"
 _WORD_NUMBER = (
@@ -20,7 +20,7 @@ _WORD_NUMBER = (
 _OPERAND = re.compile(rf"(?:#\d+|{_NUMBER}|{_WORD_NUMBER}|({_THING}))", re.I)
 _ASK = r"(?:please\s+)?(?:what\s+is|what['’]s|how\s+much\s+is|calculate|compute|work\s+out|tell\s+me)\s+"
 _OPERATOR = re.compile(
-    r"(\s*(?:\b(?:plus|minus|times|multiplied\s+by|divided\s+by|to\s+the\s+power\s+of)\b|(?:%|\bpercent)\s+of\b"
+    r"(\s*(?:\b(?:plus|minus|times|multiplied\s+by|divided\s+by|to\s+the\s+power\s+of)\b|(?:%|\bpercent)\s+of\b|\b(?:the\s+)?(?:square|cube)\s+root\s+of\b"
     r"|\b(?:half|twice|double|a\s+third|a\s+quarter)\s+(?:of\s+)?(?=the\b|my\b|our\b|your\b)"
     r"|(?<=[\d)\s])[+*/×÷](?=[\s\d(])|\s-(?=\s)|\bsquared\b)\s*|[()])",
     re.I,

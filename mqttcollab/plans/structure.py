@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FORMAT = "mqttcollab.structure.v1"
-_FEWEST = 50
+LEAST_EXAMPLES = 50
 _PENALTY = 0.6  # per training row
 _STRUCTURES = 14  # so many cover 97% of the decompositions of StrategyQA
 # What a wrong step count and a superfluous reference cost, in references found.
@@ -114,8 +114,10 @@ class StructureModel:
         Raises:
             ConfigError: there are too few examples.
         """
-        if len(examples) < _FEWEST:
-            raise ConfigError(f"{len(examples)} decompositions are too few to learn from; give at least {_FEWEST}")
+        if len(examples) < LEAST_EXAMPLES:
+            raise ConfigError(
+                f"{len(examples)} decompositions are too few to learn from; give at least {LEAST_EXAMPLES}"
+            )
         found = [structure_of(steps) for _, steps in examples]
         structures = tuple(each for each, _ in Counter(found).most_common(_STRUCTURES))
         x = np.array([_cues(question) for question, _ in examples])
