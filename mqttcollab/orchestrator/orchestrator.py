@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -179,11 +180,13 @@ class Orchestrator(Service):
 
     def _learn(self, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
+        texts = Counter(outcome.step.text for outcome in outcomes)
         for outcome in outcomes:
             note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
             if self.knowledge is None or outcome.step.after or outcome.step.service == self.options.fallback:
                 continue
-            asked = bool(outcome.attempts or outcome.consensus)
+            # What several services answered together is no note: each has a part of it only.
+            asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
             if asked and outcome.reply is not None and outcome.step.verdict is not None:
                 self.knowledge.remember(outcome.step.text or "", outcome.reply)
 
