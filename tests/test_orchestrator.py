@@ -293,7 +293,7 @@ def ranked(offer: Offer, score: float = 0.6) -> Ranked:
 
 
 def outcome(
-    number: int, service: str, output: str | None, *, after: list[int] | None = None, code: str = ""
+    number: int, service: str, output: str | None, *, after: list[int] | None = None, code: str = "internal"
 ) -> Outcome:
     step = Step(number=number, service=service, agent="a", after=after or [])
     if output is None:

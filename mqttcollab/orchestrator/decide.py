@@ -173,7 +173,7 @@ class _Draft:
         text = renumber(
             subtask.text, {n: " and ".join(f"#{end}" for end in found or self._ends[n]) for n, found in results.items()}
         )
-        steps = self._known(text) if not needs else []
+        steps = self._known(text, subtask.service) if not needs else []
         if not steps and subtask.service is not None:
             steps = [self._named(text, subtask.service)]
         steps = [replace(step, whole=whole) for step in steps or self._found(subtask, text, needs)]
@@ -181,9 +181,12 @@ class _Draft:
         rest = [self._put(replace(s, after=needs | set(data))) for s in steps if not _is_data(s.service)]
         self._ends[number] = [*data, *rest]
 
-    def _known(self, text: str) -> list[PlannedStep]:
-        """The step that recalls the answer, if a peer gave it before."""
-        recalled = self._decider.knowledge.recall(plain(text)) if self._decider.knowledge is not None else None
+    def _known(self, text: str, service: str | None) -> list[PlannedStep]:
+        """The step that recalls the answer, if a peer gave it before, under that service's name if there is one."""
+        knowledge = self._decider.knowledge
+        if knowledge is None or not all_in_words(self._request):
+            return []
+        recalled = knowledge.recall(plain(text), service=service)
         if recalled is None:
             return []
         return [PlannedStep(0, text, recalled.note.service or Notes.name, reason=recalled.reason, recalled=recalled)]
@@ -283,6 +286,12 @@ class _Draft:
         answers = 1 if _is_data(step.service) else self._decider.answers
         self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers))
         return len(self.steps)
+
+
+def all_in_words(request: Request) -> bool:
+    """Whether its words are all that an answer depends on, so that it may come out of the memory, and go into it."""
+    text_only = isinstance(request.input, str) or request.input.keys() == {"text"}
+    return text_only and not (request.context or request.session or request.tenant)
 
 
 def _is_data(service: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.asking import Asking
-from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision
+from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
 from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
@@ -142,7 +143,7 @@ class Orchestrator(Service):
                     progress.ended(outcome.step, outcome.reply)
                     yield outcome.step
             outcomes.sort(key=lambda o: o.step.number)
-            self._learn(outcomes)
+            self._learn(request, outcomes)
             answer = self.options.aggregator(outcomes)
             await self._phrase(request, answer, deadline)
         except BaseException as error:
@@ -177,15 +178,18 @@ class Orchestrator(Service):
     def _is_specialist(self, record: ServiceRecord) -> bool:
         return record.service not in (ORCHESTRATION, Notes.name, self.options.fallback, self.options.strong)
 
-    def _learn(self, outcomes: list[Outcome]) -> None:
+    def _learn(self, request: Request, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
+        memory = self.knowledge if all_in_words(request) else None
+        texts = Counter(outcome.step.text for outcome in outcomes)
         for outcome in outcomes:
             note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
-            if self.knowledge is None or outcome.step.after or outcome.step.service == self.options.fallback:
+            if memory is None or outcome.step.after or outcome.step.service == self.options.fallback:
                 continue
-            asked = bool(outcome.attempts or outcome.consensus)
+            # What several services answered together is no note: each has a part of it only.
+            asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
             if asked and outcome.reply is not None and outcome.step.verdict is not None:
-                self.knowledge.remember(outcome.step.text or "", outcome.reply)
+                memory.remember(outcome.step.text or "", outcome.reply)
 
     async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
         if self.options.phrasing is None:

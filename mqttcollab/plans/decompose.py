@@ -102,6 +102,9 @@ class ClauseDecomposer:
             return Decomposition(whole(text), "whole", reason)
         if len(steps) > 1:
             return self._if_worth_it(text, Decomposition(make_graph(steps), "clauses", _why(asked, len(steps))))
+        if turns := self._turns(text):
+            reason = f"it turns to something else: {len(turns)} things"
+            return Decomposition(make_graph(_steps(turns)), "clauses", reason)
         return self._by_structure(text) or Decomposition(whole(text), "whole", "it asks one thing")
 
     def _by_structure(self, text: str) -> Decomposition | None:
