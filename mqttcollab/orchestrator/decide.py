@@ -57,7 +57,7 @@ class PlannedStep:
     def described(self) -> PlanStep:
         """The step as others see it."""
         return PlanStep(
-            text=self.text,
+            text=self.text[:MAX_STEP_TEXT],
             service=self.service,
             after=sorted(self.after),
             reason=self.reason,
