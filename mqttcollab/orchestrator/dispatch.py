@@ -167,7 +167,9 @@ class Dispatcher:
                 result.error = ErrorInfo(code=error.code, message=error.message)
             else:
                 result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
-            return
+            if outcome.reply is not None or not step.spare:
+                return
+            ranked = []
         question = Question(text, context, deadline)
         spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
         await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
@@ -228,7 +230,7 @@ class Dispatcher:
             first = outcome.attempts[0]  # what a specialist says of it says more than what the last resort does
             result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
             return
-        chosen = answered[0]
+        chosen, result.error = answered[0], None
         if len(answered) > 1:
             votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
