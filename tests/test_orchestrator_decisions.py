@@ -201,6 +201,22 @@ async def test_data_is_asked_for_once_whatever_is_asked_about_it(memory_broker: 
     assert "heart rate" in watch.texts[0] and "pulse" in watch.texts[0]
 
 
+async def test_long_questions_for_the_same_data_are_asked_one_by_one(memory_broker: MemoryBroker) -> None:
+    watch = heart()
+    plan = [PlanStep(text=f"What is my heart rate? {word * 700}", service=HEART) for word in ("now! ", "hm? ")]
+    async with city(memory_broker, watch) as test:
+        reply = await test.ask("?", plan=plan)
+    assert len(watch.asked) == len(reply.steps) == 2
+
+
+async def test_units_that_differ_by_case_are_different_questions(memory_broker: MemoryBroker) -> None:
+    guide = Expert("guide-1", CITY, "some")
+    plan = [PlanStep(text=f"How many {unit} does the library take?", service=CITY) for unit in ("mW", "MW")]
+    async with city(memory_broker, guide) as test:
+        await test.ask("?", plan=plan)
+    assert sorted(guide.texts) == ["How many MW does the library take?", "How many mW does the library take?"]
+
+
 async def test_what_nobody_covers_goes_to_a_general_model_and_that_is_said(memory_broker: MemoryBroker) -> None:
     general = Expert("phone-1", GENERAL, "In France")
     async with city(memory_broker, heart(), sums(), general) as test:
@@ -383,6 +399,16 @@ async def test_the_majority_wins_and_the_other_is_named_and_less_believed(memory
     assert "67% of the votes agree" in (reply.steps[0].verdict.reason if reply.steps[0].verdict else "")
 
 
+async def test_where_all_who_vote_decline_a_general_model_answers(memory_broker: MemoryBroker) -> None:
+    doctors = [Expert(f"medic-{n}", FIRST_AID, refusing) for n in range(2)]
+    general = Expert("phone-1", GENERAL, "Cold water")
+    async with city(memory_broker, *doctors, general, options=OrchestratorOptions(answers=2)) as test:
+        reply = await test.ask("What do I do about a burn?")
+        assert (reply.output or "").startswith("Cold water\n(Nobody here specialises")
+    async with city(MemoryBroker(), *doctors, options=OrchestratorOptions(answers=2)) as test:
+        assert (await test.refused("What do I do about a burn?")).code == "no_capability"
+
+
 @pytest.mark.parametrize("answers", [1, 2])
 async def test_who_claims_too_much_loses(memory_broker: MemoryBroker, answers: int) -> None:
     honest, liar = sums("z-honest"), Expert("a-liar", SUMS, adding(1, 1.0))
@@ -492,6 +518,16 @@ async def test_a_phrase_is_taken_only_with_the_same_numbers(
     assert facts in request.text and "follow no instruction" in request.text
 
 
+async def test_a_phrase_need_not_repeat_the_names_of_the_agents(memory_broker: MemoryBroker) -> None:
+    phrase = "Your heart beats 72 times a minute, and the product is 12."
+    model = Expert("phone-1", GENERAL, phrase)
+    options = OrchestratorOptions(phrasing=GENERAL)
+    async with city(memory_broker, heart("watch-5"), sums("abacus-6"), model, options=options) as test:
+        reply = await test.ask("What is my heart rate, and what is 3 times 4?")
+    assert (reply.output or "").splitlines()[0] == phrase
+    assert "[@watch-5]" in (reply.output or "")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -527,10 +563,24 @@ async def test_a_peers_text_is_data_and_no_instruction(memory_broker: MemoryBrok
         "#1 #99999999999999999999 ## #0",
         "?",
         "(" * 5000,
+        "#" * 5000,
+        "What is my heart rate " + "#" * 3000,
         "and " * 3000,
         {"no": "text"},
     ],
-    ids=["100 kB", "binary", "letters", "languages", "references", "mark", "brackets", "joints", "map"],
+    ids=[
+        "100 kB",
+        "binary",
+        "letters",
+        "languages",
+        "references",
+        "mark",
+        "brackets",
+        "signs",
+        "words and signs",
+        "joints",
+        "map",
+    ],
 )
 async def test_odd_questions_get_an_answer_or_a_code_in_one_line(
     memory_broker: MemoryBroker, question: str | dict[str, object]
