@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SIGNALS = ("nearest", "meaning", "words", "margin")
 _FOLDS = 5
-_LEAST = 20
+_LEAST, _LEAST_EACH = 20, 4
 _AT_ONCE, _PER_FOLD = 512, 1000
 _INSIDE, _NEAR, _FAR = range(3)
 # How much rows inside, near misses and far ones count in the calibration: more near ones would cost far ones.
@@ -76,8 +76,9 @@ class ScopeModel:
     Four signals. `nearest`: the cosine of embeddings plus that of words, averaged over the three closest examples
     of a label (k-nearest-neighbour detection, Sun et al. 2022), of the label where it is largest. `meaning` and
     `words`: what embeddings and what hashed words add to the logit of the likeliest label in a linear softmax head
-    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how far the likeliest label is ahead of the second. They
-    are combined and calibrated on whole groups of labels that were held out: no out-of-scope text is ever needed.
+    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how
+    far the likeliest label is ahead of the second. They are combined and calibrated on examples of labels, and of
+    whole groups of labels, that were held out: no out-of-scope text is ever needed.
     """
 
     examples: Examples
@@ -160,13 +161,13 @@ def trained_model(
         stopped: asked now and then whether to give up.
 
     Returns:
-        None if stopped, or if there are too few labels to hold any out.
+        None if stopped, or if there are too few labels or examples to hold any out: under 5, or 4 a label.
     """
     count = int(labels.max()) + 1
     grouped = np.unique(groups, return_inverse=True)[1]
     if len(np.unique(grouped)) < _FOLDS:
         grouped = labels
-    if count < _FOLDS:
+    if count < _FOLDS or len(texts) < _LEAST_EACH * count:
         return None
     signals, kinds, scores, meant = [], [], [], []
     for kept, asked, kind in _folds(labels, grouped, options.head.seed):
