@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from mqttcollab.classifiers.answers import (
     STAGES,
     DefaultJudge,
     Weights,
+    by_rule,
     mean_sameness,
     signals_of,
     stage_signals,
@@ -41,7 +43,7 @@ from mqttcollab.runtimes.llama import LlamaRuntime
 
 SYSTEM = "You are a helpful assistant on a phone. Answer in a few short sentences."
 SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 4, 64, 0.7
-FOLDS, REPEATS, BINS, DRAWS = 10, 5, 10, 1000
+FOLDS, REPEATS, BINS, DRAWS, FEW = 10, 5, 10, 1000, 10
 BY_DOCUMENT = Source(document="written by a language model")
 
 
@@ -100,14 +102,14 @@ def cases_of(rows: Iterable[dict[str, Any]]) -> list[Case]:
 
 
 def fit(cases: Sequence[Case]) -> dict[str, Weights]:
-    """The weights of every stage, from the answers that no exact check decides."""
-    open_ones = [case for case in cases if not case.checkable]
+    """The weights of every stage, from the answers that no rule decides."""
+    open_ones = [case for case in cases if by_rule(case.asked.question, case.text) is None]
     right = np.array([case.right for case in open_ones])
     prior = math.log((right.sum() + 1) / ((~right).sum() + 1))
     found = {}
     signals = [signals_of(c.asked.question, c.text, c.uncertainty) for c in open_ones]
     for stage in STAGES:
-        keys = [key for key in stage_signals(stage) if all(key in row for row in signals)]
+        keys = [key for key in stage_signals(stage) if _telling([row.get(key) for row in signals])]
         columns = np.array([[row[key] for key in keys] for row in signals])
         combined = fit_combination(columns, right)
         used = [n for n, weight in enumerate(combined.weights) if weight > 0]
@@ -117,6 +119,11 @@ def fit(cases: Sequence[Case]) -> dict[str, Weights]:
             {keys[n]: round(float(columns[:, n].mean()), 4) for n in used},
         )
     return found
+
+
+def _telling(values: Sequence[float | None]) -> bool:
+    """Whether a signal is known of all answers, and not the same of all but a few: a weight can't rest on these."""
+    return None not in values and len(values) - Counter(values).most_common(1)[0][1] >= FEW
 
 
 def cross_validated(
@@ -129,7 +136,7 @@ def cross_validated(
         for fold in range(FOLDS):
             judge = predict([case for case, place in zip(cases, folds, strict=True) if place != fold])
             for n in np.flatnonzero(folds == fold):
-                rows[repeat, n] = judge(cases[n])
+                rows[repeat, n] = judge(cases[int(n)])
     return rows
 
 
@@ -252,7 +259,7 @@ def main() -> None:
 
 def weights_file(model: str, cases: Sequence[Case], result: Result) -> Result:
     """What `load_weights` reads, and where it comes from."""
-    used = [case for case in cases if not case.checkable]
+    used = [case for case in cases if by_rule(case.asked.question, case.text) is None]
     return {
         "made_by": "python -m benchmarks.judge --save",
         "model": model,

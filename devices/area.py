@@ -40,6 +40,14 @@ EXAMPLES = (
     "Detect outliers in the sensor data",
 )
 CLOSE = 0.4
+# What is asked here is how things develop, or what is odd: a single reading is known better by who measures it.
+_ASKED = re.compile(
+    r"usual|normal|anomal|odd\b|strange|weird|outlier|trend|\bris(?:e|es|ing|en)\b|\brose\b|\bf[ae]ll(?:s|ing|en)?\b"
+    r"|increas|decreas|\bup\b|\bdown\b|chang|develop|evol|lately|recent|stuck|broken|wrong|faulty|silent|agree|overview"
+    r"|summar|compar|histor|over time|so far|\blast (?:few )?(?:hours?|days?)|getting|worse|better|growing|shrinking"
+    r"|\ball (?:the )?(?:sensors?|devices?|readings?|data)|everything|than before",
+    re.I,
+)
 # Words of value and service names that say nothing by themselves.
 _COMMON = frozenset({"rate", "quality", "data", "gpt", "index", "score", "z", "ratio", "change", "as", "no2", "3h"})
 
@@ -82,6 +90,8 @@ class AreaService(Service):
     async def handle(self, request: Request) -> Answer:
         """What is asked about: values or services that the question names, or is close to; else everything."""
         assert self._area is not None
+        if not _ASKED.search(request.text):
+            raise RequestError("no_capability", "it asks neither how anything develops nor what is unusual")
         report = await self._area.report()
         if not report.findings:
             raise RequestError("no_capability", report.text)
@@ -99,9 +109,11 @@ class AreaService(Service):
     def _close_to(self, question: str, report: AreaReport) -> list[Finding]:
         if self._agent.embedder is None:
             return []
-        # By what services say of themselves: a reading in words is close to no question.
-        matches = self._agent.registry.nearest(question, "data.gpt/#")
-        near = {(m.offer.agent.name, m.offer.record.service) for m in matches if m.score >= CLOSE}
+        # By what services say of themselves, since a reading in words is close to no question; and only where they
+        # are closer than this one, which is asked about everything.
+        matches = self._agent.registry.nearest(question)
+        least = max([CLOSE, *(m.score for m in matches if m.offer.record.service == SERVICE)])
+        near = {(m.offer.agent.name, m.offer.record.service) for m in matches if m.score >= least}
         return [finding for finding in report.findings if finding.series.key in near]
 
 

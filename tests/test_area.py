@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mqttcollab import Agent, ConfigError, SubscribeError, TopicError
 from mqttcollab.codec import CBOR, encode
 from mqttcollab.cooperation.area import Area
+from mqttcollab.cooperation.area_report import report_of
 from mqttcollab.cooperation.area_reuse import SharedEmbedder
 from mqttcollab.cooperation.area_stream import stream_filters
 from mqttcollab.cooperation.area_windows import SourceKey, StreamLimits
@@ -228,11 +229,15 @@ async def test_values_that_nothing_can_be_computed_with_are_left_out(memory_brok
     content = Observation(id="1", agent="a", service=AIR, values=values, text="x" * 200_000)
     async with sensor("b").running(on(memory_broker)) as agent, Area(agent) as area:
         await send(agent, TransportMessage(data_topic(AIR, "a", "observation"), encode(content), qos=0))
-        await eventually(lambda: len(area.latest()) == 1)
+        await send(agent, embedding("a", [1.0], observation="1"), embedding("a", [1.0], model="m" * 129))
+        await eventually(lambda: area.stream.received == 3)
         (kept,) = area.latest().values()
         assert len(kept.values) == 64 and kept.values["ok"] == 1.0 and "huge" not in kept.values
         assert len(kept.text) == 4000
-        assert "are left out" in next(iter(area.problems.values()))
+        assert area.embedding_of("x" * 4000) is None
+        left_out, long_name = area.problems.values()
+        assert "are left out" in left_out and "more than 128" in long_name
+        assert len(area.windows()[0].embeddings) == 1
 
 
 async def test_a_flood_is_bounded_and_others_are_heard(setup: Setup) -> None:
@@ -394,6 +399,16 @@ async def test_a_stuck_sensor_a_rise_and_a_change_of_meaning_are_told(memory_bro
         assert "the same 15 times" in report.text
         assert "rising by" in report.text
         assert "@l reports something new" in report.text and "fff fire fff" in report.text
+
+
+async def test_who_falls_silent_is_named(memory_broker: MemoryBroker) -> None:
+    async with sensor("l").running(on(memory_broker)) as agent, Area(agent, limits=ROOMY) as area:
+        await feed(agent, area, {"a": wave(0, 1), "b": wave(0, 2)})
+        now = asyncio.get_running_loop().time()
+        assert report_of(area.domain, None, area.windows(), now).silent == ()
+        later = report_of(area.domain, None, area.windows(), now + 8000)
+        assert [key.agent for key, _ in later.silent] == ["a", "b"]
+        assert "@a has been silent for 2 h" in later.text
 
 
 async def test_an_empty_area(memory_broker: MemoryBroker) -> None:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import importlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from fleet import client, known, on
+from fleet import client, known, on, together
 from harness import LIMIT_S, set_up
 
 from devices import HERE
@@ -33,13 +33,13 @@ async def ask(asker: Agent, question: str) -> Reply:
     return await asker.ask(question, service=SERVICE, agent="area-1")
 
 
-async def trend_of(asker: Agent, name: str) -> Reply:
-    """The answer, once enough readings have come for a trend."""
+async def answer(asker: Agent, question: str, enough: Callable[[list[dict[str, Any]]], bool]) -> Reply:
+    """The answer, once enough has come."""
     async with asyncio.timeout(LIMIT_S):
         while True:
             with contextlib.suppress(RequestError):  # nothing was heard yet
-                reply = await ask(asker, f"Is the {name} rising?")
-                if any(f["name"] == name and "trend" in f for f in (reply.data or {})["findings"]):
+                reply = await ask(asker, question)
+                if enough((reply.data or {})["findings"]):
                     return reply
             await asyncio.sleep(0.1)
 
@@ -47,9 +47,10 @@ async def trend_of(asker: Agent, name: str) -> Reply:
 async def test_it_answers_from_what_the_sensors_publish_and_says_whose_it_is(mosquitto: Broker) -> None:
     area = await asyncio.to_thread(build, "area", {})
     sensors = [await asyncio.to_thread(build, device, QUICK) for device in ("weather", "roadside")]
-    url = mosquitto.info.url
-    async with area.running(url), sensors[0].running(url), sensors[1].running(url), client().running(url) as asker:
-        nox = await trend_of(asker, "nox")
+    sensors.append(await asyncio.to_thread(build, "camera", {"interval": 0.1, "window_s": 0.1}))
+    async with together(mosquitto.info.url, area, *sensors) as asker:
+        rising = lambda findings: any(f["name"] == "nox" and "trend" in f for f in findings)  # noqa: E731
+        nox = await answer(asker, "Is the NOx rising?", rising)
         assert nox.data is not None
         assert {finding["name"] for finding in nox.data["findings"]} == {"nox", "nox_as_no2"}
         assert "@rsu-12 (beside a motorway): nox " in (nox.output or "")
@@ -59,10 +60,11 @@ async def test_it_answers_from_what_the_sensors_publish_and_says_whose_it_is(mos
         air = await ask(asker, "How has the air developed?")
         assert air.data is not None
         assert {finding["agent"] for finding in air.data["findings"]} == {"rsu-12"}
-        everything = await ask(asker, "Is anything unusual here?")
-        assert "values of 2 agents" in (everything.output or "")
-        assert {source.agent for source in everything.sources} == {"rsu-12", "weather-3"}
-        pollution = await ask(asker, "How polluted is the street?")  # named by no value: found by meaning
+        all_three = lambda findings: len({f["agent"] for f in findings}) == 3  # noqa: E731
+        everything = await answer(asker, "Is anything unusual here?", all_three)
+        assert "values of 3 agents" in (everything.output or "")
+        assert {source.agent for source in everything.sources} == {"rsu-12", "weather-3", "cam-5"}
+        pollution = await ask(asker, "Is the street more polluted than usual?")  # named by no value: found by meaning
         assert {source.agent for source in pollution.sources} == {"rsu-12"}
 
 

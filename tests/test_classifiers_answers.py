@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mqttcollab.classifiers.answers import (
     uncertainty_of,
 )
 from mqttcollab.classifiers.base import AnswerJudge
-from mqttcollab.errors import ConfigError
+from mqttcollab.errors import ConfigError, RequestError
 from mqttcollab.messages import ContextItem, Reply, Source, Uncertainty
 from mqttcollab.runtimes import ChatMessage, Generation, GenerationParameters
 from mqttcollab.runtimes.function import FunctionRuntime
@@ -90,8 +91,8 @@ def test_samples_that_agree_raise_it_and_others_lower_it() -> None:
     ["I'm sorry, I don't know that.", "What is the capital of France?", "It is it is it is it is it is it is it is"],
 )
 def test_refusals_echoes_and_loops_are_no_answers(text: str) -> None:
-    for fields in ({"uncertainty": SURE}, {"sources": [WRITTEN]}):
-        assert judged(CAPITAL, text, **fields) < judged(CAPITAL, PARIS, **fields) - 0.15
+    for fields in ({"uncertainty": SURE}, {"sources": [WRITTEN]}, {"confidence": 1.0}):
+        assert judged(CAPITAL, text, **fields) <= 0.1
 
 
 def test_a_model_can_speak_of_now_only_where_it_was_told() -> None:
@@ -107,8 +108,7 @@ def test_a_device_is_taken_at_its_word_within_reason() -> None:
     assert judged(question, text, confidence=1.0) == 0.98
     assert judged(question, text) == 0.7
     assert judged(question, None, data={"temperature": 21.5}, confidence=0.8) == 0.8
-    assert judged(question, "I don't know.", confidence=0.9) < 0.05
-    assert judged(question, "How warm is it?", confidence=0.9) == 0.1
+    assert judged("Is the garage door closed?", "The garage door is closed.", confidence=0.9) == 0.9
     assert judged(question, "Inside 20 + 2 = 23 degrees.", confidence=0.9) == 0.1
 
 
@@ -147,6 +147,8 @@ def test_how_a_generation_was_written() -> None:
     untold = uncertainty_of(CAPITAL, Generation("Paris", 9, 1, (-0.5,)))
     assert untold is not None and untold.key_logprob is None
     assert uncertainty_of(CAPITAL, Generation("Paris", 9, 1)) is None
+    odd = uncertainty_of(CAPITAL, Generation("Paris", 9, 3, (-math.inf, math.nan, 0.5)))
+    assert odd is not None and odd.min_logprob == -100.0
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,24 @@ async def test_agreement_asks_so_often_and_compares() -> None:
     assert mean_sameness(["42", "42", "41"]) == pytest.approx(1 / 3, abs=1e-3)
     with pytest.raises(ConfigError, match="k is 1"):
         await sample_agreement(runtime, question, parameters, 1)
+
+
+async def test_a_sample_that_fails_ends_the_others() -> None:
+    cancelled = asyncio.Event()
+    count = iter(range(9))
+
+    async def answer(messages: Sequence[ChatMessage]) -> str:
+        if next(count) == 1:
+            raise RequestError("busy", "later")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return ""
+
+    with pytest.raises(RequestError, match="busy: later"):
+        await sample_agreement(FunctionRuntime(answer), [ChatMessage("user", "?")], GenerationParameters(), 3)
+    assert cancelled.is_set()
 
 
 def test_the_weights_say_where_they_come_from() -> None:

@@ -97,6 +97,7 @@ def test_a_verdict_out_of_range_is_refused(value: float) -> None:
         {"memory": 100, "capacity": 5, "tallies": [["a", "b", {"right": 3, "count": 1}]]},
         {"memory": 100, "capacity": 5, "tallies": [["a", "b", {"right": float("nan"), "count": 1}]]},
         {"memory": 100, "capacity": 5, "tallies": [["a", "b", {"wrong": 1}]]},
+        {"memory": 100, "capacity": 5, "tallies": [["a", "b", {"c_sum": float("nan"), "count": 1}]]},
         {"memory": 100, "capacity": 5, "tallies": 7},
     ],
 )

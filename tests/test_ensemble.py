@@ -11,11 +11,12 @@ import pytest
 from fleet import known, together
 from harness import Setup, eventually, set_up
 
-from mqttcollab import Agent, Answer, Request, RequestError
+from mqttcollab import Agent, AgentOptions, Answer, Request, RequestError
 from mqttcollab.cooperation.consensus import Consensus, agree, say_the_same
 from mqttcollab.cooperation.ensemble import ask_many, scatter
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import ErrorInfo, Reply
+from mqttcollab.service import function_service
 
 GEO, SLOW = "knowledge.gpt/geography", "computation.gpt/slow"
 QUESTION = "What is the capital of France?"
@@ -51,6 +52,10 @@ def voted(*answers: tuple[str, str, float], **arguments: Any) -> Consensus:
         ("PARIS!", "paris", True),
         ("Paris.", "The capital of France is Lyon.", False),
         ("It is Paris", "It is not Paris", False),
+        ("Lights 1, 2 and 3 burn", "Lights 1 and 2 burn", False),
+        ("The air quality is good today", "The air quality is bad today", False),
+        ("The chief capital of France: Lyon", "The chief capital of France: Paris", False),
+        ("A city of light called Paris", "The city of light, called Paris by all", True),
         ("It isn't open", "It is open", False),
         ("Paris", "", False),
         ("巴黎", "里昂", False),
@@ -146,7 +151,7 @@ def speaker(
     name: str, says: str | RequestError | None, told: Told, service: str = GEO, confidence: float = 0.8
 ) -> Agent:
     """Says one thing, or raises it; with None it never ends."""
-    agent = Agent(name)
+    agent = Agent(name, options=AgentOptions(grace_s=0.1))
 
     @agent.service(service, description="Knows capitals", concurrency=2)
     async def speak(request: Request) -> Answer:
@@ -222,6 +227,19 @@ async def test_skill_decides_who_is_asked_and_whose_word_counts(place: Setup) ->
         assert sorted(told.asked) == ["b", "c"] and found.reply.output == "Paris"
         found = await ask_many(asker, QUESTION, GEO, k=4, agreement=1.0, weigh=lambda name, _: skill[name])
         assert found.reply.output == "Paris" and found.agreement > 0.85
+
+
+async def test_who_offers_everything_has_one_vote(place: Setup) -> None:
+    told = Told()
+    boaster = speaker("boaster", "Lyon", told, confidence=1.0)
+    for n in range(3):
+        boaster.add(function_service(lambda request: "Lyon", f"{GEO}/region-{n}"))
+    agents = [boaster, speaker("a", "Paris", told), speaker("b", "Paris", told)]
+    async with together(place, *agents) as asker:
+        await all_known(asker, 6, f"{GEO}/#")
+        found = await ask_many(asker, QUESTION, f"{GEO}/#", k=6, agreement=1.0)
+        assert found.reply.output == "Paris"
+        assert [[vote.agent for vote in group] for group in found.groups] == [["a", "b"], ["boaster"]]
 
 
 async def test_nobody_there_and_nobody_able(place: Setup) -> None:

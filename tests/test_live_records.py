@@ -14,7 +14,7 @@ from fleet import ECHO, Watcher, client, echo_agent, known, on
 from harness import MqttSetup, Setup
 from numpy.typing import NDArray
 
-from mqttcollab import Agent, AgentOptions, ConfigError, Request
+from mqttcollab import Agent, AgentOptions, ConfigError, Request, Service
 from mqttcollab.codec import CBOR, decode, encode
 from mqttcollab.messages import ServiceRecord
 from mqttcollab.runtimes.base import Embedder
@@ -130,6 +130,27 @@ async def test_a_change_before_the_start_and_in_between_is_in_the_birth(memory_b
         async with agent.running(on(memory_broker)):
             await watcher.until(lambda: len(records(watcher)) == 2)
         assert {record.description for record in records(watcher)} == {"before the start"}
+
+
+async def test_a_change_while_the_services_start_is_announced_once(memory_broker: MemoryBroker) -> None:
+    agent = Agent("echo-1", options=AgentOptions(update_s=0))
+
+    class Loading(Service):
+        name = ECHO
+
+        async def started(self) -> None:
+            agent.update(ECHO, description="loaded")
+
+        async def handle(self, request: Request) -> str:
+            return request.text
+
+    agent.add(Loading())
+    async with client().running(on(memory_broker)) as asker:
+        watcher = await Watcher().watch(asker.transport, TOPIC)
+        async with agent.running(on(memory_broker)):
+            assert (await asker.ask("hello", service=ECHO, agent="echo-1")).output == "hello"
+        await watcher.until(lambda: watcher.last.get(TOPIC) == b"")
+        assert [record.description for record in records(watcher)] == ["loaded"]
 
 
 async def test_an_agent_that_only_asks_announces_no_change(memory_broker: MemoryBroker) -> None:

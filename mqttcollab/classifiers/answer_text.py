@@ -96,11 +96,16 @@ def asks_of_now(question: str) -> bool:
     return bool(_LIVE.search(question[:LONGEST_TEXT]))
 
 
+def echoes(question: str, answer: str) -> bool:
+    """Whether an answer is the question again, word by word."""
+    return bool(said := _words(answer)) and said == _words(question)
+
+
 def repetition(text: str) -> float:
     """Return the share of word triples that stood before, 0 to 1; close to 1 for a model caught in a loop."""
     words = _words(text)
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(triples) / max(1, triples.total())
+    return 1 - len(triples) / triples.total() if triples else 0.0
 
 
 def content_words(text: str) -> set[str]:
@@ -115,7 +120,7 @@ def reference(question: str, answer: str) -> float:
 
 
 def novelty(question: str, answer: str) -> int:
-    """Return how many content words an answer adds to the question; 0 for an echo."""
+    """Return how many content words an answer adds to the question."""
     return len(content_words(answer) - content_words(question))
 
 

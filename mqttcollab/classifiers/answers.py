@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 
 # A model's weights by stage: what is known of an answer decides which combination applies.
 STAGES = {
-    "text": ("concise", "fresh", "on_topic", "committed", "timeless", "calculated", "plain"),
+    "text": ("concise", "on_topic", "timeless", "calculated", "plain"),
     "logprobs": ("mean_logprob", "min_logprob", "first_logprob", "key_logprob", "complete"),
     "agreement": ("agreement",),
 }
 _PHRASES = {
     "concise": "short or long answer",
-    "fresh": "repetition",
     "on_topic": "takes up the question",
-    "committed": "commits itself or declines",
     "timeless": "asks of here and now",
     "calculated": "calculations written in it",
     "plain": "numbers to reckon with",
@@ -47,7 +45,8 @@ _PHRASES = {
 }
 # Stated by the answerer itself, and no data on it yet: neither certainty nor impossibility is believed.
 _LEAST, _MOST, _UNSTATED = 0.02, 0.98, 0.7
-_LEAST_LOGPROB = -12.0
+_LEAST_LOGPROB, _LEAST_TOLD = -12.0, -100.0  # that counts; that is passed on, where a runtime says minus infinity
+_LOOP = 0.6  # share of repeated word triples
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +81,11 @@ class DefaultJudge:
             return _verdict(0.0, "it is an error")
         if not text and not reply.data:
             return _verdict(0.0, "it is empty")
-        if (checked := _exact(question, text)) is not None:
-            return checked
+        if (ruled := by_rule(question, text)) is not None:
+            return ruled
         if is_model_answer(reply):
             return self._of_model(question, text, reply, told=any(item.text.strip() for item in context))
-        return _of_device(question, text, reply)
+        return _of_device(text, reply)
 
     def check(self, question: str, reply: Reply) -> float | None:
         """Return how right the reply is by what can be calculated; None where nothing can."""
@@ -147,9 +146,7 @@ def signals_of(
     checks = [c.right for c in spelled_calculations(text) if c.right is not None]
     signals = {
         "concise": -math.log1p(len(text.split())),
-        "fresh": -words.repetition(text),
         "on_topic": words.reference(question, text) if words.novelty(question, text) else 0.0,
-        "committed": -float(words.refuses(text)),
         "timeless": -float(words.asks_of_now(question) and not told),
         "plain": -float(min(2, words.number_count(question))),
         "calculated": 0.0 if not checks else 1.0 if all(checks) else -1.0,
@@ -170,7 +167,7 @@ def signals_of(
 
 def uncertainty_of(question: str, generation: Generation) -> Uncertainty | None:
     """Return how a generation was written; None where the runtime tells no log probabilities."""
-    logprobs = [min(0.0, x) for x in generation.logprobs]
+    logprobs = [min(0.0, max(_LEAST_TOLD, x)) for x in generation.logprobs]
     if not logprobs:
         return None
     return Uncertainty(
@@ -226,9 +223,13 @@ async def sample_agreement(
         raise ConfigError(f"k is {k}; sampling takes at least 1, and 2 where there is no answer to compare with")
     sampling = replace(parameters, temperature=parameters.temperature or 0.7)
     runs = [replace(sampling, seed=(sampling.seed or 0) + n + 1) for n in range(k)]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(runtime.generate(messages, run)) for run in runs]
-    samples = [task.result().text for task in tasks]
+    tasks = [asyncio.ensure_future(runtime.generate(messages, run)) for run in runs]
+    try:
+        samples = [generation.text for generation in await asyncio.gather(*tasks)]
+    finally:  # whatever one of them failed of, the others are not worth waiting for
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return mean_sameness(samples, answer, embedder)
 
 
@@ -255,6 +256,19 @@ def is_model_answer(reply: Reply) -> bool:
     return reply.uncertainty is not None or any("language model" in document for document in said)
 
 
+def by_rule(question: str, text: str) -> Verdict | None:
+    """Return the verdict where a calculation or the answer's form decides, whoever answered; else None."""
+    if (exact := _exact(question, text)) is not None:
+        return exact
+    if words.refuses(text):
+        return _verdict(0.0, "it declines to answer")
+    if words.echoes(question, text):
+        return _verdict(0.0, "it only repeats the question")
+    if words.repetition(text) > _LOOP:
+        return _verdict(0.1, "it goes round in circles")
+    return None
+
+
 def _exact(question: str, text: str) -> Verdict | None:
     value = words.asked_value(question)
     if value is None or (hit := words.hits(value, text)) is None:
@@ -265,14 +279,10 @@ def _exact(question: str, text: str) -> Verdict | None:
     return _verdict(0.0, f"the exact value is {shown}, it says {words.final_number(text):.10g}")
 
 
-def _of_device(question: str, text: str, reply: Reply) -> Verdict:
-    if text and words.refuses(text):
-        return _verdict(0.0, "it declines to answer")
+def _of_device(text: str, reply: Reply) -> Verdict:
     wrong = next((c for c in spelled_calculations(text) if c.right is False), None)
     if wrong is not None:
         return _verdict(0.1, f"a calculation in it is wrong: {wrong.expression.strip()} = {wrong.result}")
-    if text and not words.novelty(question, text) and not reply.data:
-        return _verdict(0.1, "it only repeats the question")
     if reply.confidence is None:
         return _verdict(_UNSTATED, "it states no confidence")
     return _verdict(reply.confidence, f"it states a confidence of {reply.confidence:.2f}")

@@ -44,6 +44,10 @@ class DomainClassifier(Protocol):
         """Every service's probability that the question touches its domain, likeliest first; several may be likely."""
         ...
 
+    def touched(self, question: str) -> list[Relevance]:
+        """Those that count as touched, likeliest first; none if no service is likely enough."""
+        ...
+
     def gap(self, question: str) -> Verdict:
         """The probability that the question is beyond what all records together cover."""
         ...

@@ -17,7 +17,7 @@ from mqttcollab.classifiers.signals import SIGNALS, Background
 from mqttcollab.errors import ConfigError
 
 TYPE = "mqttcollab.fewshot-calibration.v1"
-GAP_SIGNALS = ("best", "second", "words", "known")
+GAP_SIGNALS = ("best", "any")
 _COMMAND = "mqttcollab calibrate --embedder NAME --train INTENTS.jsonl --output FILE"
 
 
@@ -29,6 +29,7 @@ class FewShotCalibration:
         model: the embedding model.
         relevance: weighs SIGNALS into the log odds that a question touches a service.
         relevance_threshold: the probability from which a service is touched.
+        beside: the share of the likeliest service's probability that a further service must have to count as well.
         gap: weighs GAP_SIGNALS into the log odds that nobody covers the question.
         gap_threshold: the probability from which a question is handed over.
         background: what questions in general are like.
@@ -38,6 +39,7 @@ class FewShotCalibration:
     model: str
     relevance: Combination
     relevance_threshold: float
+    beside: float
     gap: Combination
     gap_threshold: float
     background: Background
@@ -49,7 +51,10 @@ class FewShotCalibration:
             "type": TYPE,
             "embedding_model": self.model,
             **self.about,
-            "relevance": _written(self.relevance, SIGNALS, self.relevance_threshold),
+            "relevance": {
+                "beside": round(self.beside, 5),
+                **_written(self.relevance, SIGNALS, self.relevance_threshold),
+            },
             "gap": _written(self.gap, GAP_SIGNALS, self.gap_threshold),
             "background": {
                 "rows": self.background.rows,
@@ -104,6 +109,7 @@ def _parse(text: str, where: str) -> FewShotCalibration:
         return FewShotCalibration(
             str(content["embedding_model"]),
             *_read(content["relevance"], SIGNALS),
+            _number(content["relevance"]["beside"]),
             *_read(content["gap"], GAP_SIGNALS),
             Background(mean, int(background["rows"]), words),
             {

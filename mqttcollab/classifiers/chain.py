@@ -9,10 +9,11 @@ from mqttcollab.classifiers.answers import DefaultJudge
 from mqttcollab.classifiers.base import AnswerJudge, ComplexityClassifier, DomainClassifier
 from mqttcollab.classifiers.capability import CapabilityMatcher
 from mqttcollab.classifiers.complexity import CueComplexity
-from mqttcollab.classifiers.fewshot import FewShotClassifier
+from mqttcollab.classifiers.domains import AdaptiveClassifier
 from mqttcollab.classifiers.skill import SkillBook
 
 if TYPE_CHECKING:
+    from mqttcollab.classifiers.calibration_file import FewShotCalibration
     from mqttcollab.runtimes.base import Embedder
 
 
@@ -26,10 +27,12 @@ class Classifiers:
     judge: AnswerJudge
 
 
-def default_classifiers(embedder: Embedder) -> Classifiers:
-    """The defaults, with the calibrations that come with the package.
+def default_classifiers(embedder: Embedder, calibration: FewShotCalibration | None = None) -> Classifiers:
+    """The defaults, with the calibrations that come with the package but for what is given.
 
     Raises:
         ConfigError: there is none for this embedding model; it says how to make one.
     """
-    return Classifiers(CueComplexity(), FewShotClassifier(embedder), CapabilityMatcher(SkillBook()), DefaultJudge())
+    return Classifiers(
+        CueComplexity(), AdaptiveClassifier(embedder, calibration), CapabilityMatcher(SkillBook()), DefaultJudge()
+    )

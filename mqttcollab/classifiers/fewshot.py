@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mqttcollab.classifiers.calibration import sigmoid
 from mqttcollab.classifiers.calibration_file import FewShotCalibration, shipped_calibration
-from mqttcollab.classifiers.signals import SIGNALS, Closeness, Described, Examples, normal
+from mqttcollab.classifiers.signals import Closeness, Described, Examples, normal
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Relevance, ServiceRecord, Verdict
 
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
 
 _REMEMBERED_TEXTS, _REMEMBERED_QUESTIONS = 20_000, 64
-_WORDS, _KNOWN = SIGNALS.index("words"), SIGNALS.index("known")
 _SHOWN = 80
 _CERTAIN = 99.0  # log odds of what needs no weighing
+_CERTAIN_ENOUGH = 30.0  # past it 1 - probability is 0 in floating point
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     closeness: Closeness
     log_odds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was learned last, and what was asked since: replaced as a whole, so that a thread may learn meanwhile."""
+
+    services: tuple[str, ...] = ()
+    examples: Examples | None = None
+    answers: dict[str, _Answer] = field(default_factory=dict)
 
 
 class FewShotClassifier:
@@ -55,9 +64,7 @@ class FewShotClassifier:
                 " make one with: mqttcollab calibrate --embedder NAME --train INTENTS.jsonl"
             )
         self._memory = EmbeddingMemory(embedder)
-        self._services: list[str] = []
-        self._examples: Examples | None = None
-        self._answers: dict[str, _Answer] = {}
+        self._known = _Known()
 
     @property
     def relevance_threshold(self) -> float:
@@ -72,74 +79,80 @@ class FewShotClassifier:
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before; those of one service are pooled."""
         described = {name: service for name, service in _pooled(records).items() if self._usable(service)}
-        self._answers = {}
-        self._services = list(described)
         background = self.calibration.background
-        self._examples = Examples(list(described.values()), self._memory, background) if described else None
+        examples = Examples(list(described.values()), self._memory, background) if described else None
+        self._known = _Known(tuple(described), examples)
 
     def relevance(self, question: str) -> list[Relevance]:
         """Every service's probability that the question touches its domain, likeliest first."""
-        if self._examples is None or not normal(question):
+        known = self._known
+        if known.examples is None or not normal(question):
             return [
                 Relevance(service=name, score=-_CERTAIN, probability=0.0, reason="the question is empty")
-                for name in self._services
+                for name in known.services
             ]
-        answer = self._answer(question, self._examples)
+        answer = self._answer(question, known.examples, known.answers)
         probabilities = sigmoid(answer.log_odds)
         return [
             Relevance(
-                service=self._services[i],
+                service=known.services[i],
                 score=float(answer.log_odds[i]),
                 probability=float(probabilities[i]),
-                reason=f"{self._closest(answer, i)}; touches it with probability {probabilities[i]:.2f}"
+                reason=f"{_closest(answer, known.examples, i)}; touches it with probability {probabilities[i]:.2f}"
                 f" (counts from {self.relevance_threshold:.2f})",
             )
             for i in np.argsort(-answer.log_odds, kind="stable")
         ]
 
+    def touched(self, question: str) -> list[Relevance]:
+        """The services that count as touched: likely enough, and not much less likely than the likeliest."""
+        found = self.relevance(question)
+        least = max([self.relevance_threshold, *(self.calibration.beside * one.probability for one in found[:1])])
+        return [one for one in found if one.probability >= least]
+
     def gap(self, question: str) -> Verdict:
         """The probability that the question is beyond what all records together cover; its score is the log odds."""
-        if self._examples is None:
+        known = self._known
+        if known.examples is None:
             return Verdict(score=_CERTAIN, probability=1.0, reason="nobody offers anything")
         if not normal(question):
             return Verdict(score=_CERTAIN, probability=1.0, reason="the question is empty")
-        answer = self._answer(question, self._examples)
-        log_odds = self.calibration.gap.log_odds(gap_signals(answer.log_odds, answer.closeness.signals)[None])
+        answer = self._answer(question, known.examples, known.answers)
+        log_odds = self.calibration.gap.log_odds(gap_signals(answer.log_odds)[None])
         probability = float(sigmoid(log_odds)[0])
         best = int(answer.log_odds.argmax())
         return Verdict(
             score=float(log_odds[0]),
             probability=probability,
-            reason=f"{self._services[best]} comes closest: {self._closest(answer, best)}; nobody covers the question"
-            f" with probability {probability:.2f} (a gap from {self.gap_threshold:.2f})",
+            reason=f"of all {known.services[best]} is likeliest: {_closest(answer, known.examples, best)};"
+            f" nobody covers it with probability {probability:.2f} (a gap from {self.gap_threshold:.2f})",
         )
 
-    def _answer(self, question: str, examples: Examples) -> _Answer:
-        if (known := self._answers.get(question)) is not None:
+    def _answer(self, question: str, examples: Examples, answers: dict[str, _Answer]) -> _Answer:
+        if (known := answers.get(question)) is not None:
             return known
         closeness = examples.closeness(question)
         answer = _Answer(closeness, self.calibration.relevance.log_odds(closeness.signals))
-        if len(self._answers) >= _REMEMBERED_QUESTIONS:
-            self._answers.pop(next(iter(self._answers)))
-        self._answers[question] = answer
+        if len(answers) >= _REMEMBERED_QUESTIONS:
+            answers.clear()
+        answers[question] = answer
         return answer
-
-    def _closest(self, answer: _Answer, service: int) -> str:
-        place, cosine = answer.closeness.closest[service]
-        text = self._examples.texts[place] if self._examples is not None else ""
-        words = ", ".join(answer.closeness.known[service][:3])
-        shared = f", shares {words}" if words else ", shares no word"
-        return f"closest is {text[:_SHOWN]!r} (cosine {cosine:.2f}{shared})"
 
     def _usable(self, service: Described) -> bool:
         return bool(np.isfinite(self._memory([normal(text) for text in service.texts])).all())
 
 
-def gap_signals(log_odds: NDArray[np.float64], signals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (4,), in the order of GAP_SIGNALS: the two largest log odds, the best services' words and share known."""
-    best = np.sort(log_odds)[::-1]
-    second = best[1] if len(best) > 1 else best[0] - 4.0
-    return np.array([best[0], second, signals[:, _WORDS].max(), signals[:, _KNOWN].max()])
+def _closest(answer: _Answer, examples: Examples, service: int) -> str:
+    place, cosine = answer.closeness.closest[service]
+    words = ", ".join(word[:_SHOWN] for word in answer.closeness.known[service][:3])
+    shared = f"shares {words}" if words else "shares no telling word"
+    return f"closest is {examples.texts[place][:_SHOWN]!r} (cosine {cosine:.2f}, {shared})"
+
+
+def gap_signals(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (2,), in the order of GAP_SIGNALS, of the services' log odds: the best, and those that any is touched."""
+    none = float(np.log1p(-sigmoid(np.minimum(log_odds, _CERTAIN_ENOUGH))).sum())
+    return np.array([log_odds.max(), np.log(-np.expm1(none)) - none])
 
 
 class EmbeddingMemory:
@@ -156,13 +169,14 @@ class EmbeddingMemory:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return (len(texts), dimension)."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self._vectors))
+        vectors = self._vectors
+        missing = list(dict.fromkeys(text for text in texts if text not in vectors))
+        if len(vectors) + len(missing) > self._remembered:
+            vectors = self._vectors = {}  # another thread may still read the old ones
+            missing = list(dict.fromkeys(texts))
         if missing:
-            if len(self._vectors) + len(missing) > self._remembered:
-                self._vectors = {}
-                missing = list(dict.fromkeys(texts))
-            self._vectors.update(zip(missing, self._embedder.embed(missing), strict=True))
-        return np.stack([self._vectors[text] for text in texts])
+            vectors.update(zip(missing, self._embedder.embed(missing), strict=True))
+        return np.stack([vectors[text] for text in texts])
 
 
 def _pooled(records: Sequence[ServiceRecord]) -> dict[str, Described]:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
 
-SIGNALS = ("example", "three", "centre", "description", "words", "known", "hashed", "lead", "words_lead", "examples")
+# The largest cosine to a text of the service, to its mean and to its description; how much the most telling words
+# speak for it; hashed words and characters; how far the first and the share of words known are above any other
+# service's; and how many examples there are: of many, one is close by chance.
+SIGNALS = ("example", "centre", "description", "words", "hashed", "lead", "words_lead", "examples")
 # Of a longer text the first words say what it is about, as far as anything here can tell.
 MAX_CHARACTERS = 4000
 _MAX_PARTS, _MAX_WORDS = 12, 64
@@ -24,15 +27,18 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _OPERATOR = re.compile(r"(?<=[\d)])\s*(\*\*|[-+*/^×÷−])\s*(?=[\d(])")
 _OPERATORS = {"+": "plus", "-": "minus", "−": "minus", "*": "times", "×": "times", "/": "divided by", "÷": "divided by"}
 _WORD = re.compile(r"[^\W_]+")
-_PART = re.compile(r"[.?!;:,]+\s|\s(?:and|also|then|but)\s", re.IGNORECASE)
+_PART = re.compile(r"[.?!;:,]+ (?:(?:and|also|then|but) )?| (?:and|also|then|but) ", re.IGNORECASE)
+_WIDTH = 2048  # columns of hashed words
+_TELLING = 0.4  # weight from which a word is worth naming
 _EVIDENCE = 3  # words that speak most for a service
 
 
 def normal(text: str) -> str:
     """Return the text cut to what counts, every number the same, operators between numbers as words."""
-    cut = text[:MAX_CHARACTERS].replace("'", "").replace("’", "")
+    valid = text[:MAX_CHARACTERS].encode(errors="replace").decode()  # a lone surrogate is no text to an embedder
+    cut = " ".join(valid.replace("'", "").replace("’", "").split())
     spelt = _OPERATOR.sub(lambda found: f" {_OPERATORS.get(found[1], 'to the power of')} ", cut)
-    return _NUMBER.sub("7", spelt).replace("7%", "7 percent").strip()
+    return _NUMBER.sub("7", spelt).replace("7%", "7 percent")
 
 
 def words_of(text: str) -> list[str]:
@@ -121,7 +127,7 @@ class Examples:
             [np.arange(len(service.texts)) < len(service.descriptions) for service in services]
         )
         self._sizes = np.log1p([len(service.examples) for service in services])
-        self._hashing = HashedTfIdf()
+        self._hashing = HashedTfIdf(_WIDTH)
         self._hashing.fit(normals)
         self._hashed = self._hashing.transform(normals)
         self._words = [
@@ -137,24 +143,20 @@ class Examples:
         text = normal(question)
         parts = parts_of(text)
         vectors = self._background.centred(self._embed(parts))
-        cosines = self._vectors @ vectors.T
-        best = cosines.max(axis=1)
+        best = (self._vectors @ vectors.T).max(axis=1)
         example = np.maximum.reduceat(best, self._starts)
-        places = [int(a + best[a:b].argmax()) for a, b in self._spans()]
-        three = [np.sort(cosines[a:b], axis=0)[-3:].mean(axis=0).max() for a, b in self._spans()]
+        spans = zip(self._starts, self._ends, strict=True)
+        places = [int(a + best[a:b].argmax()) for a, b in spans]
         centre = (self._centres @ vectors.T).max(axis=1)
         described = np.maximum.reduceat(np.where(self._described, best, 0.0), self._starts)
         hashed = self._hashed.dot(np.arange(len(self.texts)), self._hashing.transform([text]).dense(np.arange(1))[0])
         evidence, share, words = self._by_words(text)
         columns = (
-            *(example, three, centre, described, evidence, share, np.maximum.reduceat(hashed, self._starts)),
+            *(example, centre, described, evidence, np.maximum.reduceat(hashed, self._starts)),
             *(_lead(example), _lead(share), self._sizes),
         )
         closest = [(place, float(best[place])) for place in places]
         return Closeness(np.column_stack(columns).astype(np.float64), closest, words)
-
-    def _spans(self) -> list[tuple[int, int]]:
-        return list(zip(self._starts.tolist(), self._ends.tolist(), strict=True))
 
     def _by_words(self, text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], list[list[str]]]:
         """Return for each service how much the most telling words speak for it, the share known, and those words."""
@@ -166,15 +168,15 @@ class Examples:
         near = np.maximum.reduceat(self._embed(words) @ self._word_vectors.T, self._word_starts, axis=1)
         each = np.sort(weights[:, None] * near, axis=0)[-_EVIDENCE:].sum(axis=0) / _EVIDENCE
         share = weights @ near / max(float(weights.sum()), 1e-9)
-        order = np.argsort(-weights)
-        known = [[words[i] for i in order[:8] if words[i] in own] for own in map(set, self._words)]
+        telling = [words[i] for i in np.argsort(-weights) if weights[i] >= _TELLING]
+        known = [[word for word in telling if word in own] for own in map(set, self._words)]
         return each, share, known
 
 
 def _lead(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return how far each value is above the largest of the others; itself where there is no other."""
+    """Return how far each value is above the largest of the others; 0 where there is no other."""
     if len(values) == 1:
-        return values
+        return np.zeros_like(values)
     first, second = np.argsort(-values)[:2]
     others = np.full(len(values), values[first])
     others[first] = values[second]

@@ -165,7 +165,7 @@ class SkillBook:
             book = cls(float(found["memory"]), int(found["capacity"]))
             for agent, domain, numbers in found["tallies"][-book._capacity :]:
                 tally = _Tally(**{name: float(value) for name, value in numbers.items()})
-                if not (0 <= tally.right <= tally.count < math.inf and 0 <= tally.c_count <= tally.count):
+                if not all(0 <= number < math.inf for number in asdict(tally).values()) or tally.right > tally.count:
                     raise ValueError(f"impossible counts of {agent!r} on {domain!r}")
                 book._tallies[str(agent), str(domain)] = tally
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -217,3 +217,23 @@ def schema(
     from mqttcollab.cli.schema import write_schemas
 
     write_schemas(type_, out)
+
+
+@app.command()
+def calibrate(
+    train: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines with text, domain and intent.")],
+    embedder: Annotated[
+        str, typer.Option(help="wordllama, wordllama:128, wordllama:64, or llama:PATH of a GGUF.")
+    ] = "wordllama",
+    target: Annotated[
+        float, typer.Option(help="Share of the questions in scope that may be handed over, above 0 to 0.5.")
+    ] = 0.05,
+    fleets: Annotated[int, typer.Option(min=2, help="Fleets drawn to fit to, and as many to measure on.")] = 120,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the calibration there.")] = None,
+    source: Annotated[str | None, typer.Option(help="The data's name and licence, kept in the calibration.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit what tells which services a question touches to simulated fleets, and print how well it does."""
+    from mqttcollab.cli.calibrate import run_calibration
+
+    run_calibration(train, embedder, target, fleets, output, source, as_json=as_json)

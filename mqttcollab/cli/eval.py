@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from mqttcollab.cli.signals import die_at_once
 from mqttcollab.errors import RuntimeFailure
 
 app = typer.Typer(no_args_is_help=True)
 
-_Train = Annotated[Path, typer.Option(metavar="FILE", help="The rows to learn from (JSONL).")]
-_Test = Annotated[Path, typer.Option(metavar="FILE", help="The rows to rate with; nothing is learned from them.")]
+_Train = Annotated[Path, typer.Option(help="The rows to learn from (JSONL).")]
+_Test = Annotated[Path, typer.Option(help="The rows to rate with; nothing is learned from them.")]
 _MaybeTest = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="The rows to rate with; nothing is learned from them.", show_default="7 folds"),
+    Path | None, typer.Option(help="The rows to rate with; default: cross-validation over those to learn from.")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -55,9 +55,7 @@ def route(
         float, typer.Option(min=0.0, max=1.0, help="The price of a weak call in strong calls, where it is read first.")
     ] = 0.01,
     prompt_only: Annotated[bool, typer.Option("--prompt-only", help="Do not read the weak model's answers.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the router that was learned, for an orchestrator.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the router that was learned, for an orchestrator.")] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Whether to ask a weak or a strong model (rows: prompt, weak_correct, strong_correct; subject, weak_answer)."""
@@ -73,13 +71,9 @@ def decompose(train: _Train, test: _MaybeTest = None, as_json: _AsJson = False) 
 
 @app.command()
 def complexity(
-    questions: Annotated[
-        Path, typer.Option(metavar="FILE", help="Questions of several steps (rows: question, decomposition).")
-    ],
-    intents: Annotated[Path, typer.Option(metavar="FILE", help="Questions of one step (rows: text, domain, intent).")],
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the weights, as mqttcollab ships them.")
-    ] = None,
+    questions: Annotated[Path, typer.Option(help="Questions of several steps (rows: question, decomposition).")],
+    intents: Annotated[Path, typer.Option(help="Questions of one step (rows: text, domain, intent).")],
+    save: Annotated[Path | None, typer.Option(help="Write the weights, as mqttcollab ships them.")] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Whether questions of several steps are recognised; a quarter of the rows is held out."""
@@ -87,10 +81,11 @@ def complexity(
 
 
 def _evaluation(name: str) -> Callable[..., dict[str, Any]]:
+    die_at_once()
     try:
         module = import_module(f"mqttcollab.evaluate.{name}")
     except ModuleNotFoundError as error:
-        if error.name != "numpy":
+        if (error.name or "").partition(".")[0] != "numpy":
             raise
         raise RuntimeFailure("evaluations need numpy; get it with: pip install 'mqttcollab[embed]'") from None
     evaluate: Callable[..., dict[str, Any]] = module.evaluate
@@ -115,7 +110,7 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
     for i, title in enumerate(header):
         table.add_column(title, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "ours" else None)
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row), style="bold" if row[0] == "ours" else None)
     console.print(table)
 
 
@@ -132,7 +127,7 @@ def _cell(found: dict[str, Any], key: str) -> str:
     if value is None:
         return "-"
     low, high = (found.get("ci95") or {}).get(key) or (None, None)
-    between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    between = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
     return f"{value:.3f}{between}"
 
 

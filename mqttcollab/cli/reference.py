@@ -76,7 +76,9 @@ def _row(parameter: tuple[str, ArgumentInfo | OptionInfo, Any, Any]) -> str | No
         help_ += f" Environment: `{info.envvar}`."
     if isinstance(info.show_default, str):
         default = info.show_default
-    return f"| {shown} | {help_} | {'' if default in (None, False, inspect.Parameter.empty) else _code(default)} |"
+    if default is inspect.Parameter.empty:
+        default = "has to be given"
+    return f"| {shown} | {help_} | {'' if default in (None, False) else _code(default)} |"
 
 
 def _argument(info: ArgumentInfo | OptionInfo, kind: Any, default: Any) -> str:

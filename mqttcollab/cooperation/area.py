@@ -230,7 +230,8 @@ class Area:
                     self._keep(sensed.text, embedded, arrival.source)
 
     def _keep(self, text: str | None, embedded: Embedded, source: SourceKey) -> None:
-        if text and source.agent not in self.distrusted:
+        # A text of the greatest length was cut: the vector is that of the whole one.
+        if text and len(text) < self.stream.limits.text and source.agent not in self.distrusted:
             self._texts[text] = Reused(embedded.vector, embedded.model, source)
             self._texts.move_to_end(text)
             if len(self._texts) > _MOST_TEXTS:

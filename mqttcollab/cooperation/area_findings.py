@@ -136,6 +136,8 @@ class Finding:
         for name in ("usual", "surprise", "against"):
             if (number := getattr(self, name)) is not None:
                 content[name] = round(number, 3)
+        if self.stuck:
+            content["stuck"] = self.stuck
         if t is not None:
             content["trend"] = {
                 "direction": t.direction,

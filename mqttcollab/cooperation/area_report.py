@@ -63,7 +63,7 @@ class AreaReport:
             return f"Nothing was heard from {self.domain}{_at(self.place)} so far."
         lines = [f.text for f in self.unusual]
         lines += [
-            f"@{c.key.agent} reports something new (cosine distance {c.drift.distance:.2f}): {c.text}"
+            f"@{c.key.agent} reports something new (cosine distance {c.drift.distance:.2f}): {c.text[:200]}"
             for c in self.changes
         ]
         lines += [f"@{key.agent} has been silent for {duration(age)}" for key, age in self.silent]
@@ -76,7 +76,7 @@ class AreaReport:
     def _summary(self, agents: int) -> str:
         unknown = len(self.findings) - self.known
         said = f"{len(self.findings)} values of {agents} {'agent' if agents == 1 else 'agents'}{_at(self.place)}"
-        count = len(self.unusual) + len(self.changes)
+        count = len(self.unusual) + len(self.changes) + len(self.silent)
         if not self.known and not count:
             return f"{said}: too few readings so far to say what is unusual"
         rest = f"; {unknown} have too few readings yet" if unknown else ""

@@ -153,7 +153,7 @@ def far_off(values: Sequence[float]) -> float | None:
     """How unusual the newest value is, signed; from 1 on it is.
 
     The greater of two: it jumped by four standard deviations (`surprise`), or it is six off the median of those
-    before it (`robust_z`), as after a jump that lasts. Both bounds are chosen for about one false alarm in a hundred
+    before it (`robust_z`), as after a jump that lasts. Both bounds are chosen for one or two false alarms in a hundred
     hours of air and weather (benchmarks/area.py).
     """
     scores = (surprise(values), robust_z(values[-1], values[:-1]) if values else None)

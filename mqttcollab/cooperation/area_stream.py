@@ -26,6 +26,7 @@ from mqttcollab.transport.base import Handler, Transport, TransportMessage
 
 _ARRIVALS = 1024
 _STRANGERS = 1024
+_MOST_PLACE = 64
 _SERVICE_LABELS = 4
 
 
@@ -42,6 +43,7 @@ class EmbeddingStream:
         sources: the windows, by agent and service.
         dropped: messages that came faster than the limits allow, or from more sources.
         received: messages that were read.
+        limits: as given.
     """
 
     def __init__(self, transport: Transport, domain: str, wanted: Wanted, limits: StreamLimits) -> None:
@@ -51,7 +53,7 @@ class EmbeddingStream:
         self.received = 0
         self._transport = transport
         self._wanted = wanted
-        self._limits = limits
+        self.limits = limits
         self._reader = Reader()
         self._buckets: dict[str, _Bucket] = {}  # by topic, of the sources that we keep
         self._strangers: dict[str, _Bucket] = {}  # of others, the latest
@@ -118,7 +120,7 @@ class EmbeddingStream:
         if bucket is None:
             if not self._newcomers.take(now):
                 return False
-            bucket = self._strangers[topic] = _Bucket(self._limits.rate, self._limits.burst)
+            bucket = self._strangers[topic] = _Bucket(self.limits.rate, self.limits.burst)
             if len(self._strangers) > _STRANGERS:
                 del self._strangers[next(iter(self._strangers))]
         return bucket.take(now)
@@ -148,7 +150,7 @@ class EmbeddingStream:
     def _window(self, key: SourceKey, topic: str, now: float) -> SourceWindow | None:
         window = self.sources.get(key)
         if window is None:
-            limits = self._limits
+            limits = self.limits
             if len(self.sources) >= limits.sources:
                 silent = min(self.sources.values(), key=lambda w: w.heard)
                 if now - silent.heard < limits.silent_s:
@@ -173,14 +175,14 @@ class EmbeddingStream:
         window = self._window(key, message.topic, now)
         if window is None or any(known.id == content.id for known in window.observations):
             return None  # retained, and replayed after a reconnection
-        names = [n for n, v in content.values.items() if len(n) <= 64 and abs(v) <= 1e100][: self._limits.values]
+        names = [n for n, v in content.values.items() if len(n) <= 64 and abs(v) <= 1e100][: self.limits.values]
         if len(names) < len(content.values):
             left_out = len(content.values) - len(names)
             self.note(message.topic, f"{left_out} of {len(content.values)} values are left out: too many, or too large")
         values = {name: content.values[name] for name in names}
-        window.place = content.place
+        window.place = content.place and content.place[:_MOST_PLACE]
         window.units = {name: content.units[name][:32] for name in names if name in content.units}
-        sensed = Sensed(now, content.id, content.text[: self._limits.text], values, message.retain)
+        sensed = Sensed(now, content.id, content.text[: self.limits.text], values, message.retain)
         window.observations.append(sensed)
         return Arrival(window.key, observation=sensed)
 
@@ -194,9 +196,10 @@ class EmbeddingStream:
         if window is None:
             return None
         if content.observation is None:
-            window.place = content.place or window.place
-        text = content.text if content.text is None or len(content.text) <= self._limits.text else None
-        embedded = Embedded(now, array("f", vector), content.model, content.kind, text, content.observation)
+            window.place = content.place[:_MOST_PLACE] if content.place else window.place
+        text = content.text if content.text is None or len(content.text) < self.limits.text else None
+        observation = content.observation if content.observation is None or len(content.observation) <= 128 else None
+        embedded = Embedded(now, array("f", vector), content.model, content.kind, text, observation)
         window.embeddings.append(embedded)
         return Arrival(window.key, embedding=embedded)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from mqttcollab.messages import Embedding
 
+_MOST_NAME = 128
+
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
@@ -95,10 +97,12 @@ class Wanted:
 
     def refusal(self, message: Embedding) -> str | None:
         """Why an embedding is not taken, if so."""
+        if len(message.model) > _MOST_NAME or len(message.kind) > _MOST_NAME:
+            return "its embedding names a model or kind of more than 128 characters"
         if self.model is not None and message.model != self.model:
-            return f"its embedding is of model {message.model[:80]!r}; wanted is {self.model!r}"
+            return f"its embedding is of model {message.model!r}; wanted is {self.model!r}"
         if self.kind is not None and message.kind != self.kind:
-            return f"its embedding is of kind {message.kind[:80]!r}; wanted is {self.kind!r}"
+            return f"its embedding is of kind {message.kind!r}; wanted is {self.kind!r}"
         if self.dimension is not None and len(message.vector) != self.dimension:
             return f"its embedding has {len(message.vector)} dimensions; wanted are {self.dimension}"
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Where an answering agent does not say how sure it is.
 UNKNOWN_CONFIDENCE = 0.5
-_SAME_WORDS, _SAME_MEANING = 0.5, 0.85
+_SAME_WORDS, _SAME_MEANING = 2 / 3, 0.85
 _SHOWN = 80
 _MOST_TEXT = 2000
 _NEGATION = re.compile(r"\b(?:not|no|never|none|nobody|neither|without)\b|n['’]t\b", re.I)
@@ -206,6 +206,9 @@ def _same_text(a: str, b: str, question: str, embedder: Embedder | None) -> bool
         return False
     asked = content_words(question)
     mine, its = content_words(a) - asked, content_words(b) - asked
+    numbers, others = _numbers(mine), _numbers(its)
+    if numbers and others and numbers != others:
+        return False
     if not (mine and its):
         return mine == its and content_words(a) == content_words(b)
     if mine <= its or its <= mine or len(mine & its) / len(mine | its) >= _SAME_WORDS:
@@ -214,6 +217,10 @@ def _same_text(a: str, b: str, question: str, embedder: Embedder | None) -> bool
         return False
     rows = embedder.embed([a, b])
     return float(rows[0] @ rows[1]) >= _SAME_MEANING
+
+
+def _numbers(found: set[str]) -> set[str]:
+    return {word for word in found if any(c.isdigit() for c in word)}
 
 
 def _disagreement(group: Sequence[Vote], winners: Sequence[Vote]) -> str:

@@ -261,7 +261,9 @@ async def _targets(agent: Agent, service: str | Sequence[Target], weigh: Weigh |
         if weigh is not None:  # a stable sort: among equals the least loaded first
             skill = weigh
             offers.sort(key=lambda o: (o.agent.asleep, -skill(o.agent.name, o.record.service)))
-        found = [(offer.record.service, offer.agent.name) for offer in offers]
+        # Who offers several services that the filter matches has one vote all the same.
+        first = {offer.agent.name: offer.record.service for offer in reversed(offers)}
+        found = [(first[name], name) for name in dict.fromkeys(offer.agent.name for offer in offers)]
     if not found:
         raise RequestError("no_capability", f"no other agent that is online offers {service or 'anything named'}")
     return deque(found)

@@ -35,7 +35,7 @@ _PUNCTUATION = frozenset(".,;:!?\"'…«»¿¡`_")
 _BRACKETS = frozenset("()[]{}")
 
 _LIGHT = _words_of(
-    "a an the is are am be been being does what which i we it there of about for regarding concerning any some"
+    "a an the is are am be been being does what which i we it there of about for regarding concerning"
     " just really exactly please thanks then so that"
 )
 _YES_NO = _words_of("is are am was were do does did can could should shall may might must will would has have had")
@@ -218,7 +218,7 @@ def _singular(word: str) -> str:
     if len(word) > 3 and word.isascii() and word.islower() and word.endswith("s"):
         if word.endswith("ies") and len(word) > 4:
             return word[:-3] + "y"
-        if not word.endswith(("ss", "us", "is", "os", "as")):
+        if not word.endswith("ss"):
             return word[:-1]
     return word
 

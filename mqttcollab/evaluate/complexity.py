@@ -107,7 +107,7 @@ def _figures(scores: NDArray[np.float64], several: NDArray[np.bool_], *, calibra
         return found
 
     everything = np.arange(len(scores))
-    return {"ece": None, **over(everything), "ci95": bootstrap(over, everything)}
+    return {**over(everything), "ci95": bootstrap(over, everything)}
 
 
 def _provenance(questions: Path, intents: Path, learned: Questions, report: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mqttcollab.evaluate.files import read_rows, text_of
 from mqttcollab.evaluate.scoring import bootstrap
 from mqttcollab.plans.decompose import ClauseDecomposer, Decomposition
 from mqttcollab.plans.model import ModelDecomposer
-from mqttcollab.plans.structure import Structure, StructureModel, structure_of
+from mqttcollab.plans.structure import LEAST_EXAMPLES, Structure, StructureModel, structure_of
 from mqttcollab.runtimes.embedders import load_embedder
 
 Example = tuple[str, list[str]]
@@ -70,11 +70,18 @@ def evaluate(
     """
     learned = read_examples(train)
     if test is None:
+        least = LEAST_EXAMPLES * _FOLDS // (_FOLDS - 1) + 1
+        if len(learned) < least:
+            raise ConfigError(f"{train} has {len(learned)} rows; without --test {least} are needed")
         rated, found = _cross_validated(learned)
     else:
         rated = read_examples(test)
         scored = {_same(question) for question, _ in rated}
         learned = [example for example in learned if _same(example[0]) not in scored]
+        if len(learned) < LEAST_EXAMPLES:
+            raise ConfigError(
+                f"{train} has {len(learned)} questions that aren't in {test}; {LEAST_EXAMPLES} are needed"
+            )
         found = {name: split([q for q, _ in rated]) for name, split in splitters(learned).items()}
     gold = [structure_of(steps) for _, steps in rated]
     figures = {name: rate(structures, gold) for name, structures in found.items()}
@@ -140,7 +147,7 @@ def _cross_validated(examples: Sequence[Example]) -> tuple[list[Example], dict[s
 def _with_model(
     path: Path, rated: Sequence[Example], ours: Sequence[Structure], learned: Sequence[Example], sample: int
 ) -> dict[str, Any]:
-    """Return the figures of a language model's plans; where it gives no valid one, of what the orchestrator falls to."""
+    """Return the figures of a language model's plans; where one is invalid, the fallback's counts."""
     chosen = np.random.default_rng(0).permutation(len(rated))[:sample]
     structure = StructureModel.train(learned) if learned else None
     plans = asyncio.run(_plans(path, [rated[i][0] for i in chosen], ClauseDecomposer(structure=structure)))

@@ -71,8 +71,15 @@ def calibrate(
     gap_signals = sample.gap_signals(log_odds)
     gap = fit_logistic(gap_signals[covered | uncovered], uncovered[covered | uncovered])
     handed_over = float(np.quantile(sigmoid(gap.log_odds(gap_signals[covered])), 1 - target))
+    threshold = best_threshold(sigmoid(log_odds), sample.touched)
     calibration = FewShotCalibration(
-        embedder.model, relevance, best_threshold(sigmoid(log_odds), sample.touched), gap, handed_over, background
+        embedder.model,
+        relevance,
+        threshold,
+        needless_share(sample, sigmoid(log_odds), threshold, target),
+        gap,
+        handed_over,
+        background,
     )
     held_out = simulate(tested, embed, background, replace(options, seed=options.seed + 1))
     figures = measure(calibration, held_out)
@@ -107,15 +114,35 @@ def best_threshold(probability: NDArray[np.float64], positive: NDArray[np.bool_]
     return float(probability[order[int(f1.argmax())]])
 
 
+def needless_share(sample: Sample, probability: NDArray[np.float64], threshold: float, target: float) -> float:
+    """Return the share of the likeliest service's probability that at most `target` of needless services reach.
+
+    Needless is a service over the threshold beside the likeliest one, of a question about one service.
+    """
+    found = []
+    for question in np.flatnonzero(sample.kinds == "one"):
+        pairs = sample.question == question
+        mine, touched = probability[pairs], sample.touched[pairs]
+        needless = mine[~touched & (mine < mine.max()) & (mine >= threshold)]
+        found.append(needless.max() / mine.max() if len(needless) else 0.0)
+    return float(np.quantile(found, 1 - target)) if found else 0.0
+
+
+def counted(calibration: FewShotCalibration, sample: Sample, probability: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (pairs,), which services count as touched, as `FewShotClassifier.touched` has it."""
+    best = np.maximum.reduceat(probability, sample.starts)[sample.question]
+    return (probability >= calibration.relevance_threshold) & (probability >= calibration.beside * best)
+
+
 def measure(calibration: FewShotCalibration, sample: Sample) -> dict[str, dict[str, float]]:
     """Return the figures of the calibration, of the rule `cosine at least .40` and of the nearest example's service."""
     log_odds = calibration.relevance.log_odds(sample.signals)
     probability = sigmoid(log_odds)
     gap = sigmoid(calibration.gap.log_odds(sample.gap_signals(log_odds)))
     judged = _covered(sample) | _uncovered(sample)
-    ours = _figures(sample, probability >= calibration.relevance_threshold, gap, gap >= calibration.gap_threshold)
-    ours["ece"] = expected_calibration_error(probability, sample.touched)
-    ours["gap_ece"] = expected_calibration_error(gap[judged], _uncovered(sample)[judged])
+    ours = _figures(sample, counted(calibration, sample, probability), gap, gap >= calibration.gap_threshold)
+    ours["ece"] = round(expected_calibration_error(probability, sample.touched), 4)
+    ours["gap_ece"] = round(expected_calibration_error(gap[judged], _uncovered(sample)[judged]), 4)
     top = np.maximum.reduceat(sample.cosine, sample.starts)
     nearest = sample.cosine >= top[sample.question]
     return {
@@ -144,6 +171,7 @@ def _figures(
         "gap_auroc": auroc(gap[uncovered], gap[covered]),
         "gap_recall": _share(is_gap[uncovered]),
         "handed_over": _share(is_gap[covered]),
+        "gap_recall_at_5": _share(gap[uncovered] > np.quantile(gap[covered], 0.95)) if covered.any() else 0.0,
     }
     for kind in ("near", "far"):
         found[f"gap_auroc_{kind}"] = auroc(gap[sample.kinds == kind], gap[covered])

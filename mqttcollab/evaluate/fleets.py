@@ -162,7 +162,7 @@ class Sample:
     def gap_signals(self, log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (questions, signals) for what decides on gaps."""
         spans = zip(self.starts, [*self.starts[1:], len(self.question)], strict=True)
-        return np.stack([gap_signals(log_odds[a:b], self.signals[a:b]) for a, b in spans])
+        return np.stack([gap_signals(log_odds[a:b]) for a, b in spans])
 
 
 def simulate(intents: Sequence[Intent], embed: Embed, background: Background, options: FleetOptions) -> Sample:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
 
     Floats = NDArray[np.float64]
+    Rows = NDArray[np.intp]
 
 # What a token of Mixtral 8x7B cost, in tokens of GPT-4 (Ong et al. 2024: 0.24 and 24.7 USD a million).
 WEAK_COST = 0.01
@@ -45,8 +46,8 @@ class Trial:
 
     examples: Sequence[RouteExample]
     seen: Seen
-    inside: NDArray[np.intp]
-    outside: NDArray[np.intp]
+    inside: Rows
+    outside: Rows
     reads: bool
     embedder: Embedder
 
@@ -102,20 +103,15 @@ def evaluate(
     Raises:
         ConfigError: a file can't be read or written, or its rows are too few or too alike.
     """
+    if not 0 <= weak_cost <= 1:
+        raise ConfigError(f"the weak model's cost is {weak_cost:g}; it is given in strong calls, from 0 to 1")
     examples = read_examples(train)
-    count = len(examples)
+    known = np.arange(len(examples))
     if test is not None:
         examples += read_examples(test)
-        folds = [(np.arange(count), np.arange(count, len(examples)))]
-    elif count < 2 * LEAST_EXAMPLES:
-        raise ConfigError(f"{train} has {count} rows; without --test {2 * LEAST_EXAMPLES} are needed")
-    else:
-        folds = list(group_folds([e.group for e in examples]))
-    folds = [(_others(examples, inside, outside), outside) for inside, outside in folds]
-    learned = [examples[i] for i in (range(count) if test is None else folds[0][0])]
-    if len(learned) < LEAST_EXAMPLES:
-        raise ConfigError(f"{train} has {len(learned)} prompts that aren't in {test}; {LEAST_EXAMPLES} are needed")
+    folds = _folds(examples, known, train, test)
     rated = [examples[i] for _, outside in folds for i in outside]
+    learned = [examples[i] for i in (known if test is None else folds[0][0])]
     _check_gap(learned, train)
     _check_gap(rated, test or train)
     reads = read_answers and all(e.weak_answer is not None for e in examples)
@@ -128,7 +124,20 @@ def evaluate(
     return report
 
 
-def _others(examples: Sequence[RouteExample], inside: NDArray[np.intp], outside: NDArray[np.intp]) -> NDArray[np.intp]:
+def _folds(examples: Sequence[RouteExample], known: Rows, train: Path, test: Path | None) -> list[tuple[Rows, Rows]]:
+    """Return rows to learn from and to rate with; no prompt is in both."""
+    if test is not None:
+        rated = np.arange(len(known), len(examples))
+        known = _others(examples, known, rated)
+        if len(known) < LEAST_EXAMPLES:
+            raise ConfigError(f"{train} has {len(known)} prompts that aren't in {test}; {LEAST_EXAMPLES} are needed")
+        return [(known, rated)]
+    if len(known) < 2 * LEAST_EXAMPLES:
+        raise ConfigError(f"{train} has {len(known)} rows; without --test {2 * LEAST_EXAMPLES} are needed")
+    return [(_others(examples, *fold), fold[1]) for fold in group_folds([e.group for e in examples])]
+
+
+def _others(examples: Sequence[RouteExample], inside: Rows, outside: Rows) -> Rows:
     """Return the rows inside whose prompt isn't outside as well."""
     rated = {examples[i].prompt for i in outside}
     return np.array([i for i in inside if examples[i].prompt not in rated], np.intp)
@@ -225,11 +234,11 @@ def _figures(ranking: Ranking, weak: Floats, strong: Floats, weak_cost: float) -
     """Return apgr, cpt50, cpt80 and ece (None without probabilities), with 95% bootstrap intervals in `ci95`."""
     cost = weak_cost if ranking.reads else 0.0
 
-    def over(rows: NDArray[np.intp]) -> dict[str, float]:
+    def over(rows: Rows) -> dict[str, float]:
         found = route_figures(ranking.scores[rows], weak[rows], strong[rows], weak_cost=cost).as_dict()
         if ranking.p_weak is not None:
             found["ece"] = expected_calibration_error(ranking.p_weak[rows], weak[rows] > 0)
         return found
 
     everything = np.arange(len(weak))
-    return {"ece": None, **over(everything), "ci95": bootstrap(over, everything)}
+    return {**over(everything), "ci95": bootstrap(over, everything)}

@@ -18,7 +18,7 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     """The answers one after another, conclusions before the data they rest on, each with who gave it.
 
     The confidence is the probability that all parts are right (as if they were independent), times the share of the
-    parts that answered.
+    parts that answered. Who declines a subtask that somebody else did is not missed: it was a wrong guess to ask.
 
     Raises:
         RequestError: no part answered; with the code that the parts agree on, else `internal`.
@@ -26,13 +26,15 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     answered = [o for o in outcomes if o.reply is not None]
     if not answered:
         raise _nothing(outcomes)
+    done = {outcome.step.text for outcome in answered}
+    missed = [o for o in outcomes if o.reply is None and not (o.declined and o.step.text in done)]
+    missing = [_missing(outcome) for outcome in missed]
     answered.sort(key=lambda o: not o.step.after)
-    missing = [_missing(o) for o in outcomes if o.reply is None]
     sure = math.prod(o.step.verdict.probability for o in answered if o.step.verdict is not None)
     return Answer(
         text=_text(answered, missing),
         data=_data(answered),
-        confidence=round(sure * len(answered) / len(outcomes), 3),
+        confidence=round(sure * len(answered) / (len(answered) + len(missed)), 3),
         sources=[source for o in answered for source in _sources(o)],
         usage=_usage(outcomes),
         steps=[o.step for o in outcomes],

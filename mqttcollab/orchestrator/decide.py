@@ -13,13 +13,16 @@ from mqttcollab.errors import RequestError
 from mqttcollab.messages import MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
 from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.plans.decompose import Decomposer, Decomposition
-from mqttcollab.plans.plan import plain, renumber, requested, whole
+from mqttcollab.plans.plan import fill, plain, renumber, requested, whole
 
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
 _MOST_SERVICES = 4
 # An agent whose answers have been wrong more often than this is left out where another service could help.
 _LEAST_SKILL = 0.3
+# A service that can decline is asked from this relevance on before a general model is.
+_WORTH_ASKING = 0.1
+GENERAL = "knowledge.gpt/general"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class PlannedStep:
     Attributes:
         text: what is asked; `#n` stands for the result of step n.
         ranked: who could do it, best first; empty if it is recalled, or if nobody can.
+        spare: who is asked if none of them answers.
+        strong: who is asked if an answer of `spare`, or of `ranked` where nobody covers the subtask, is not trusted.
         after: the numbers of the steps whose results it needs.
         recalled: the answer, where it is known already.
         answers: how many agents are asked at once.
@@ -40,6 +45,8 @@ class PlannedStep:
     service: str
     after: frozenset[int] = frozenset()
     ranked: tuple[Ranked, ...] = ()
+    spare: tuple[Ranked, ...] = ()
+    strong: tuple[Ranked, ...] = ()
     reason: str = ""
     gap: Verdict | None = None
     domains: tuple[Relevance, ...] = ()
@@ -56,7 +63,7 @@ class PlannedStep:
             reason=self.reason,
             gap=self.gap,
             domains=list(self.domains[:_SHOWN]),
-            candidates=[one.candidate for one in self.ranked[:_SHOWN]],
+            candidates=[one.candidate for one in (*self.ranked, *self.spare, *self.strong)[:_SHOWN]],
         )
 
 
@@ -77,6 +84,7 @@ class Decider:
         decomposer: splits a question; None leaves every question whole.
         knowledge: what was learned from peers before; None remembers nothing.
         fallback: the service that is asked where nobody covers a subtask.
+        strong: the service that is asked where the fallback's answer can't be trusted.
         answers: how many agents are asked the same, but for data.
         detect_gaps: False asks the closest service however far it is.
     """
@@ -85,6 +93,7 @@ class Decider:
     decomposer: Decomposer | None
     knowledge: KnowledgeBase | None
     fallback: str | None
+    strong: str | None = None
     answers: int = 1
     detect_gaps: bool = True
 
@@ -105,7 +114,7 @@ class Decider:
         draft = _Draft(self, request, offers)
         for number, subtask in enumerate(split.graph.steps, 1):
             draft.add(number, subtask, whole=split.origin == "whole")
-        if not any(step.ranked or step.recalled for step in draft.steps):
+        if not any(step.ranked or step.recalled or step.spare for step in draft.steps):
             raise RequestError("no_capability", "; ".join(dict.fromkeys(step.reason for step in draft.steps)))
         plan = Plan(
             origin=split.origin,
@@ -125,6 +134,21 @@ class Decider:
         return await self.decomposer.decompose(request.text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the classifiers say of a text, as far as it can be asked for."""
+
+    gap: Verdict
+    relevant: list[Relevance]
+    touched: list[Relevance]
+    gap_threshold: float
+
+    @property
+    def beyond(self) -> bool:
+        """Whether nobody covers it."""
+        return self.gap.probability >= self.gap_threshold
+
+
 class _Draft:
     """A plan in the making: every subtask becomes a step for each service that it touches, data before the rest."""
 
@@ -134,7 +158,8 @@ class _Draft:
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
         for offer in offers:
-            if request.budget_usd is None or offer.record.price_usd <= request.budget_usd:
+            affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
+            if affordable and (request.may_leave_edge or offer.record.service != decider.strong):
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
         self._ends: dict[int, list[int]] = {}
@@ -143,19 +168,25 @@ class _Draft:
         """Plans a subtask; those that it refers to were added before."""
         self._subtasks[number] = subtask
         needs = frozenset(end for need in subtask.after for end in self._ends[need])
-        # A subtask may have become several steps: what refers to it refers to those with its conclusions.
-        text = renumber(subtask.text, {n: " and ".join(f"#{end}" for end in self._ends[n]) for n in subtask.after})
-        steps = self._known(text) if not needs else []
+        # A subtask may have become several steps: what refers to its result means what was measured, if anything was.
+        results = {n: [end for end in self._ends[n] if _is_data(self.steps[end - 1].service)] for n in subtask.after}
+        text = renumber(
+            subtask.text, {n: " and ".join(f"#{end}" for end in found or self._ends[n]) for n, found in results.items()}
+        )
+        steps = self._known(text, subtask.service) if not needs else []
         if not steps and subtask.service is not None:
             steps = [self._named(text, subtask.service)]
         steps = [replace(step, whole=whole) for step in steps or self._found(subtask, text, needs)]
         data = [self._put(replace(s, after=needs)) for s in steps if _is_data(s.service)]
         rest = [self._put(replace(s, after=needs | set(data))) for s in steps if not _is_data(s.service)]
-        self._ends[number] = rest or data
+        self._ends[number] = [*data, *rest]
 
-    def _known(self, text: str) -> list[PlannedStep]:
-        """The step that recalls the answer, if a peer gave it before."""
-        recalled = self._decider.knowledge.recall(plain(text)) if self._decider.knowledge is not None else None
+    def _known(self, text: str, service: str | None) -> list[PlannedStep]:
+        """The step that recalls the answer, if a peer gave it before, under that service's name if there is one."""
+        knowledge = self._decider.knowledge
+        if knowledge is None or not all_in_words(self._request):
+            return []
+        recalled = knowledge.recall(plain(text), service=service)
         if recalled is None:
             return []
         return [PlannedStep(0, text, recalled.note.service or Notes.name, reason=recalled.reason, recalled=recalled)]
@@ -167,49 +198,73 @@ class _Draft:
 
     def _found(self, subtask: PlanStep, text: str, needs: frozenset[int]) -> list[PlannedStep]:
         """One step for each service that the subtask touches; the fallback where it touches none."""
-        domains = self._decider.classifiers.domains
-        done = {self.steps[need - 1].service for need in needs}
-        asked = plain(subtask.text)
-        gap, relevant = domains.gap(asked), self._relevant(asked, done)
-        if subtask.after and (gap.probability >= domains.gap_threshold or not self._likely(relevant)):
-            # "Is that too high?" says little alone: it is read together with what it points at.
-            asked = " ".join([*(plain(self._subtasks[n].text) for n in sorted(subtask.after)), asked])
-            gap, relevant = domains.gap(asked), self._relevant(asked, done)
+        reading = self._read(subtask, needs)
         if self._decider.detect_gaps:
-            chosen = self._likely(relevant) if gap.probability < domains.gap_threshold else []
+            chosen = [] if reading.beyond else reading.touched
         else:
-            chosen = self._likely(relevant) or relevant[:1]
-        steps = []
-        for one in chosen[:_MOST_SERVICES]:
-            ranked = self._rank(asked, self._offers[one.service], one.probability)
-            steps.append(PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason))
-        able = [step for step in steps if self._able(step.ranked[0])]
-        found = able or steps or [self._fallback(text, gap)]
-        return [replace(step, gap=gap, domains=tuple(relevant)) for step in found]
+            chosen = reading.touched or reading.relevant[:1]
+        steps = [self._specialist(text, one) for one in chosen[:_MOST_SERVICES]]
+        steps = [step for step in steps if self._able(step.ranked[0])] or steps
+        if not steps:
+            steps = [self._beyond(text, reading)]
+        elif len(steps) == 1 and not _is_data(steps[0].service):
+            steps = [replace(steps[0], spare=self._general(text), strong=self._strong(text))]
+        return [replace(step, gap=reading.gap, domains=tuple(reading.relevant)) for step in steps]
+
+    def _read(self, subtask: PlanStep, needs: frozenset[int]) -> _Reading:
+        """What the subtask is about; if its text says little alone, together with what it points at."""
+        done = {self.steps[need - 1].service for need in needs}
+        # A result is a number where something is to be calculated with it; "Is that too high?" has none.
+        texts = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
+        if subtask.after:
+            texts.append(" ".join(plain(self._subtasks[n].text) for n in [*sorted(subtask.after)]) + f" {texts[0]}")
+        domains = self._decider.classifiers.domains
+        found = [
+            _Reading(
+                domains.gap(asked),
+                self._askable(domains.relevance(asked), done),
+                self._askable(domains.touched(asked), done),
+                domains.gap_threshold,
+            )
+            for asked in texts
+        ]
+        return next((one for one in found if one.touched and not one.beyond), found[0])
+
+    def _specialist(self, text: str, one: Relevance) -> PlannedStep:
+        ranked = self._rank(text, self._offers[one.service], one.probability)
+        return PlannedStep(0, text, one.service, ranked=ranked, reason=one.reason)
+
+    def _beyond(self, text: str, reading: _Reading) -> PlannedStep:
+        """A general model, but first the closest of those who can say that they have nothing on it, if it is close."""
+        closest = next((one for one in reading.relevant if not _is_data(one.service)), None)
+        general = self._fallback(text, reading.gap)
+        if not self._decider.detect_gaps or closest is None or closest.probability < _WORTH_ASKING:
+            return general
+        reason = f"maybe nobody covers it ({reading.gap.reason}): the closest is asked"
+        step = self._specialist(text, closest)
+        return replace(step, reason=reason, spare=general.ranked, strong=general.strong)
 
     def _able(self, best: Ranked) -> bool:
         agent, service = best.offer.agent.name, best.offer.record.service
         return self._decider.classifiers.capability.skill.expected(agent, service).probability >= _LEAST_SKILL
 
-    def _relevant(self, text: str, done: set[str]) -> list[Relevance]:
-        skipped = {self._decider.fallback, *(service for service in done if _is_data(service))}
-        return [
-            r
-            for r in self._decider.classifiers.domains.relevance(text)
-            if r.service in self._offers and r.service not in skipped
-        ]
+    def _askable(self, found: Sequence[Relevance], done: set[str]) -> list[Relevance]:
+        """The services that are offered, but for general models and data that is there already."""
+        skipped = {self._decider.fallback, self._decider.strong, *(service for service in done if _is_data(service))}
+        return [one for one in found if one.service in self._offers and one.service not in skipped]
 
-    def _likely(self, relevant: Sequence[Relevance]) -> list[Relevance]:
-        return [one for one in relevant if one.probability >= self._decider.classifiers.domains.relevance_threshold]
+    def _general(self, text: str) -> tuple[Ranked, ...]:
+        return self._rank(text, self._offers.get(self._decider.fallback or "", []), 1.0)
+
+    def _strong(self, text: str) -> tuple[Ranked, ...]:
+        return self._rank(text, self._offers.get(self._decider.strong or "", []), 1.0)
 
     def _fallback(self, text: str, gap: Verdict) -> PlannedStep:
-        service = self._decider.fallback
-        offers = self._offers.get(service, []) if service is not None else []
-        if service is None or not offers:
-            reason = f"no specialist covers it ({gap.reason}), and nobody offers {service or 'a fallback'}"
-            return PlannedStep(0, text, service or "knowledge.gpt/general", reason=reason)
-        reason = f"no specialist covers it ({gap.reason}): a general model answers"
-        return PlannedStep(0, text, service, ranked=self._rank(text, offers, 1.0), reason=reason)
+        service = self._decider.fallback or GENERAL
+        ranked, strong = self._general(text), self._strong(text)
+        what = "a general model answers" if ranked or strong else f"nobody offers {service} to answer all the same"
+        reason = f"no specialist covers it ({gap.reason}): {what}"
+        return PlannedStep(0, text, service, ranked=ranked or strong, strong=strong if ranked else (), reason=reason)
 
     def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
         offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]
@@ -231,6 +286,12 @@ class _Draft:
         answers = 1 if _is_data(step.service) else self._decider.answers
         self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers))
         return len(self.steps)
+
+
+def all_in_words(request: Request) -> bool:
+    """Whether its words are all that an answer depends on, so that it may come out of the memory, and go into it."""
+    text_only = isinstance(request.input, str) or request.input.keys() == {"text"}
+    return text_only and not (request.context or request.session or request.tenant)
 
 
 def _is_data(service: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mqttcollab.classifiers.base import AnswerJudge
+from mqttcollab.classifiers.router import Router
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree
@@ -20,7 +21,9 @@ from mqttcollab.orchestrator.schedule import Ranked, Scheduler
 from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
 
-_MOST_ATTEMPTS = 3
+_MOST_ATTEMPTS, _MOST_SPARE = 3, 2
+# What a strong model's call must gain on average, in right answers.
+_STRONG_PRICE = 0.1
 
 
 @dataclass(slots=True)
@@ -31,6 +34,11 @@ class Attempt:
     reply: Reply | None = None
     error: ErrorInfo | None = None
     verdict: Verdict | None = None
+
+    @property
+    def declined(self) -> bool:
+        """Whether the agent itself said that it has nothing on this."""
+        return self.error is not None and self.error.code == "no_capability" and self.offer.agent.present
 
 
 @dataclass(slots=True)
@@ -48,6 +56,11 @@ class Outcome:
     reply: Reply | None = None
     attempts: list[Attempt] = field(default_factory=list)
     consensus: Consensus | None = None
+
+    @property
+    def declined(self) -> bool:
+        """Whether everybody who was asked said to have nothing on this: it was a wrong guess to ask them."""
+        return self.reply is None and bool(self.attempts) and all(attempt.declined for attempt in self.attempts)
 
 
 @dataclass(slots=True)
@@ -70,6 +83,7 @@ class Dispatcher:
         scheduler: the order in which agents are tried.
         judge: says whether an answer can be trusted.
         trust: an answer less likely right than this is put to a further agent, where there is one.
+        router: says instead of `trust` whether a general model's answer will do, or a strong model is asked.
         share: False passes no step's result on to another as context.
     """
 
@@ -77,6 +91,7 @@ class Dispatcher:
     scheduler: Scheduler
     judge: AnswerJudge
     trust: float = 0.5
+    router: Router | None = None
     share: bool = True
     own: Counter[str] = field(default_factory=Counter)
 
@@ -128,7 +143,7 @@ class Dispatcher:
             await self._ask(run.asking, step, outcome, context, begun + seconds)
         result.elapsed_ms = round(1000 * (loop.time() - begun), 1)
         if outcome.reply is None:
-            result.status = "error"
+            result.status = "skipped" if outcome.declined else "error"
         else:
             result.confidence = outcome.reply.confidence
             result.verdict = self._verdict(outcome)
@@ -140,7 +155,7 @@ class Dispatcher:
         """Fills the outcome: several agents vote, or one after the other is asked until an answer can be trusted."""
         result = outcome.step
         ranked = self.scheduler(step.ranked, self.own)
-        if not ranked:
+        if not ranked and not step.spare:
             result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
             return
         text = None if step.whole else result.text
@@ -153,15 +168,53 @@ class Dispatcher:
             else:
                 result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
             return
-        await self._one_after_the_other(asking, ranked[:_MOST_ATTEMPTS], outcome, Question(text, context, deadline))
+        question = Question(text, context, deadline)
+        spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
+        await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
+        # Only a general model's answer is put to a strong one: what a specialist measured or looked up, it can't know.
+        if step.strong and outcome.reply is not None and outcome.step.service not in _specialist_services(step):
+            await self._escalate(asking, step, outcome, question)
+
+    async def _escalate(self, asking: Asking, step: PlannedStep, outcome: Outcome, question: Question) -> None:
+        """Asks a strong model if the general one's answer won't do; a strong answer stands, no vote is taken."""
+        result, reply = outcome.step, outcome.reply
+        assert reply is not None
+        if (why := self._distrust(result.text or "", reply, question.context)) is None:
+            return
+        for one in self.scheduler(step.strong, self.own)[:_MOST_SPARE]:
+            attempt = Attempt(one.offer)
+            outcome.attempts.append(attempt)
+            seconds = max(0.001, question.seconds - asyncio.get_running_loop().time())
+            await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=False)
+            if attempt.reply is not None:
+                result.agent, result.service, outcome.reply = (
+                    one.offer.agent.name,
+                    one.offer.record.service,
+                    attempt.reply,
+                )
+                result.reason, outcome.consensus = f"{result.reason}; a strong model was asked: {why}", None
+                return
+
+    def _distrust(self, text: str, reply: Reply, context: Sequence[ContextItem]) -> str | None:
+        """Why a general model's answer won't do; None if it will."""
+        if self.router is not None:
+            decision = self.router.decide([text], [reply.output or ""] if self.router.reads_answers else None)[0]
+            return decision.reason if decision.strong(_STRONG_PRICE) else None
+        verdict = self.judge.judge(text, reply, context)
+        return verdict.reason if verdict.probability < self.trust else None
 
     async def _one_after_the_other(
-        self, asking: Asking, ranked: list[Ranked], outcome: Outcome, question: Question
+        self, asking: Asking, ranked: list[Ranked], spare: int, outcome: Outcome, question: Question
     ) -> None:
-        """Asks until an answer can be trusted; `question.seconds` is the loop time by which to end."""
+        """Asks until an answer can be trusted, the last `spare` only if there is none.
+
+        `question.seconds` is the loop time by which to end.
+        """
         loop, result = asyncio.get_running_loop(), outcome.step
         for left, one in zip(range(len(ranked), 0, -1), ranked, strict=True):
-            result.agent = one.offer.agent.name
+            if left <= spare and any(attempt.reply is not None for attempt in outcome.attempts):
+                break
+            result.agent, result.service = one.offer.agent.name, one.offer.record.service
             seconds = max(0.001, (question.seconds - loop.time()) / left)
             attempt = Attempt(one.offer)
             outcome.attempts.append(attempt)
@@ -172,15 +225,16 @@ class Dispatcher:
                     break
         answered = [a for a in outcome.attempts if a.reply is not None]
         if not answered:
-            result.error = outcome.attempts[-1].error
+            first = outcome.attempts[0]  # what a specialist says of it says more than what the last resort does
+            result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
             return
+        chosen = answered[0]
         if len(answered) > 1:
             votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
-        if outcome.consensus is not None:
-            result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
-        else:
-            result.agent, outcome.reply = answered[0].offer.agent.name, answered[0].reply
+            if outcome.consensus is not None:
+                chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
+        result.agent, result.service, outcome.reply = chosen.offer.agent.name, chosen.offer.record.service, chosen.reply
 
     async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
         name = attempt.offer.agent.name
@@ -205,6 +259,11 @@ class Dispatcher:
             probability=verdict.probability * agreement,
             reason=f"{verdict.reason}; {agreement:.0%} of the votes agree",
         )
+
+
+def _specialist_services(step: PlannedStep) -> set[str]:
+    """The services that cover the step; none if nobody does and the general model is asked in the first place."""
+    return {one.offer.record.service for one in step.ranked} if step.spare else set()
 
 
 def _levels(plan: Sequence[PlannedStep]) -> dict[int, int]:

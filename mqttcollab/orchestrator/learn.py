@@ -89,10 +89,9 @@ def note_verdicts(skill: SkillBook, judge: AnswerJudge, outcome: Outcome) -> Non
     That is: it failed; what it said can be checked; or others said the same or something else. An answer that
     nobody can check teaches nothing, whatever confidence it states.
     """
-    service = outcome.step.service
     for attempt in outcome.attempts:
         if attempt.error is not None and attempt.error.code in _FAILURES:
-            skill.note(attempt.offer.agent.name, service, 0.0)
+            skill.note(attempt.offer.agent.name, attempt.offer.record.service, 0.0)
     if outcome.consensus is not None:
         winners, *others = outcome.consensus.groups
         if not others and len(winners) == 1:
@@ -101,10 +100,16 @@ def note_verdicts(skill: SkillBook, judge: AnswerJudge, outcome: Outcome) -> Non
         for right, group in [(share, winners), *((1 - share, group) for group in others)]:
             for vote in group:
                 checked = judge.check(outcome.step.text or "", vote.reply)
-                skill.note(vote.agent, service, right if checked is None else checked, vote.reply.confidence)
+                skill.note(
+                    vote.agent,
+                    vote.reply.service or outcome.step.service,
+                    right if checked is None else checked,
+                    vote.reply.confidence,
+                )
         return
     for attempt in outcome.attempts:
         if attempt.reply is not None:
             checked = judge.check(outcome.step.text or "", attempt.reply)
             if checked is not None:
-                skill.note(attempt.offer.agent.name, service, checked, attempt.reply.confidence)
+                record = attempt.offer.record
+                skill.note(record.agent, record.service, checked, attempt.reply.confidence)

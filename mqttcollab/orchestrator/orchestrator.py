@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
 from mqttcollab.classifiers.chain import Classifiers, default_classifiers
+from mqttcollab.classifiers.router import Router
 from mqttcollab.cooperation import KnowledgeBase, Notes
 from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.asking import Asking
-from mqttcollab.orchestrator.decide import Decider, Decision
+from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
 from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
 from mqttcollab.orchestrator.progress import Progress
 from mqttcollab.orchestrator.schedule import Scheduler, least_pressure
 from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer
+from mqttcollab.plans.model import ModelDecomposer
 from mqttcollab.service import Answer, Service
 from mqttcollab.topics import ORCHESTRATION
 
 if TYPE_CHECKING:
-    from mqttcollab.runtimes.base import Embedder
+    from mqttcollab.runtimes.base import Embedder, Runtime
 
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
@@ -40,6 +43,10 @@ class OrchestratorOptions:
     Attributes:
         fallback: the service that is asked, and said to be no specialist, where nobody covers a subtask;
             None answers `no_capability` instead.
+        strong: the service of a stronger model, asked where the fallback's answer can't be trusted; not of a question
+            that must not leave the edge, nor where it costs more than the question's budget.
+        router: says whether the fallback's answer can be trusted; None goes by `trust`.
+        planner: a language model that splits questions; None splits them by their clauses.
         phrasing: the service of a language model that phrases the answer; None leaves the parts as they are.
         trust: an answer less likely right than this is put to a further agent, where there is one.
         answers: how many agents are asked the same where several offer it, but for data; they vote.
@@ -48,7 +55,10 @@ class OrchestratorOptions:
         decomposer, scheduler, aggregator: replacements for the defaults.
     """
 
-    fallback: str | None = "knowledge.gpt/general"
+    fallback: str | None = GENERAL
+    strong: str | None = None
+    router: Router | None = None
+    planner: Runtime | None = None
     phrasing: str | None = None
     trust: float = 0.5
     answers: int = 1
@@ -90,6 +100,7 @@ class Orchestrator(Service):
             self._decomposer() if self.options.decompose else None,
             self.knowledge,
             self.options.fallback,
+            self.options.strong,
             answers=self.options.answers,
             detect_gaps=self.options.detect_gaps,
         )
@@ -102,7 +113,7 @@ class Orchestrator(Service):
         registry = await self._agent.follow()
         options = self.options
         self._dispatcher = Dispatcher(
-            registry, options.scheduler, self.classifiers.judge, trust=options.trust, share=options.share
+            registry, options.scheduler, self.classifiers.judge, options.trust, options.router, options.share
         )
         self._learner = Learner(registry, self.classifiers.domains, self._is_specialist)
         self._progress = Progress(self._agent.transport)
@@ -132,14 +143,14 @@ class Orchestrator(Service):
                     progress.ended(outcome.step, outcome.reply)
                     yield outcome.step
             outcomes.sort(key=lambda o: o.step.number)
-            self._learn(outcomes)
+            self._learn(request, outcomes)
             answer = self.options.aggregator(outcomes)
             await self._phrase(request, answer, deadline)
         except BaseException as error:
             progress.failed(error)
             raise
         answer.plan = decision.plan
-        if any(step.service == self.options.fallback for step in decision.steps):
+        if any(o.reply is not None and o.step.service == self.options.fallback for o in outcomes):
             answer.text += "\n" + _NO_SPECIALIST
         progress.done(answer.text)
         yield answer
@@ -150,24 +161,35 @@ class Orchestrator(Service):
         return await self._decider.decide(request, [o for o in offers if o.record.service != ORCHESTRATION])
 
     def _decomposer(self) -> Decomposer:
+        if self.options.decomposer is not None:
+            return self.options.decomposer
         domains = self.classifiers.domains
-        return self.options.decomposer or ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
+        clauses = ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
+        if self.options.planner is None:
+            return clauses
+        return ModelDecomposer(self.options.planner, clauses, services=self._services)
+
+    def _services(self) -> list[str]:
+        return sorted({o.record.service for o in self._agent.registry.offers() if self._is_specialist(o.record)})
 
     def _skill(self, agent: str, service: str) -> float:
         return self.classifiers.capability.skill.expected(agent, service).probability
 
     def _is_specialist(self, record: ServiceRecord) -> bool:
-        return record.service not in (ORCHESTRATION, Notes.name, self.options.fallback)
+        return record.service not in (ORCHESTRATION, Notes.name, self.options.fallback, self.options.strong)
 
-    def _learn(self, outcomes: list[Outcome]) -> None:
+    def _learn(self, request: Request, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
+        memory = self.knowledge if all_in_words(request) else None
+        texts = Counter(outcome.step.text for outcome in outcomes)
         for outcome in outcomes:
             note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
-            if self.knowledge is None or outcome.step.after or outcome.step.service == self.options.fallback:
+            if memory is None or outcome.step.after or outcome.step.service == self.options.fallback:
                 continue
-            asked = bool(outcome.attempts or outcome.consensus)
+            # What several services answered together is no note: each has a part of it only.
+            asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
             if asked and outcome.reply is not None and outcome.step.verdict is not None:
-                self.knowledge.remember(outcome.step.text or "", outcome.reply)
+                memory.remember(outcome.step.text or "", outcome.reply)
 
     async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
         if self.options.phrasing is None:

@@ -16,7 +16,7 @@ _DETERMINER = r"(?:the|a|an|my|your|our|his|her|its|their|any|some|all|today['�
 _WH = r"(?:what|who|whom|whose|where|when|why|how|which)"
 _IMPERATIVE = (
     r"(?:tell|show|give|find|calculate|compute|work out|explain|describe|measure|check|compare|list|count|convert"
-    r"|summari[sz]e|report|multiply|divide|subtract|add|estimate|read)"
+    r"|summari[sz]e|report|multiply|divide|subtract|add|estimate|read|write|translate|suggest|let\s+me\s+know)"
 )
 _PREPOSITION = r"(?:in|at|on|for|to|from|with|by|of|about|since)"
 _POLITE = re.compile(
@@ -29,7 +29,10 @@ _OPEN = (
     rf"(?:{_PREPOSITION}\s+)?{_WH}"
     rf"(?:['’](?:s|re)\b|\s+(?:(?!{_DETERMINER}\b|{_PRONOUN}\b)[\w'’%/-]+\s+){{0,4}}?{_AUX}\b)"
 )
-_SUBJECT = rf"(?:what|who|which\s+\w+)\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)[a-z]+(?:s|ed|ote|ew|on|ame)\b"
+_SUBJECT = (
+    rf"(?:who\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)(?-i:[a-z])\w+"
+    rf"|(?:what|which\s+\w+)\s+(?!{_DETERMINER}\b|{_PRONOUN}\b|to\b)[a-z]+(?:s|ed|ote|ew|on|ame))\b"
+)
 _CLOSED = (
     rf"(?:(?:is|are|was|were|can|could|would|should|shall|might|may|must|am|has|does|did)\s+"
     rf"(?:{_PRONOUN}|{_DETERMINER}|(?-i:[A-Z])\w*)\b|(?:do|have|will|had)\s+{_PRONOUN}\b)"
@@ -40,7 +43,7 @@ _STARTS_CLOSED = re.compile(_CLOSED, re.I)
 _STARTS_SENTENCE = re.compile(rf"(?:is|are|do|does|did|can|could|would|should|am)\s+[a-z]+\b(?=.*\?)|{_CLOSED}", re.I)
 _STARTS_IMPERATIVE = re.compile(rf"{_IMPERATIVE}\b(?!\s+(?:of|is|are)\b)", re.I)
 _STARTS_CONSEQUENCE = re.compile(r"if\s+(?:so|not|yes|no)\b", re.I)
-_STARTS_EMBEDDED = re.compile(rf"(?:{_WH}|whether|if)\s+\w+\s+\w+", re.I)
+_STARTS_EMBEDDED = re.compile(rf"(?:{_WH}|whether|if)\s+\S+\s+\S+", re.I)
 # "Tell me how hot it is and how crowded the square is": the matrix clause, repeated before the second.
 _MATRIX = re.compile(
     rf"((?:{_POLITE.pattern})?(?:(?:tell|show)\s+(?:me|us)|explain(?:\s+to\s+me)?|describe|check|find\s+out|do\s+you\s+know"
@@ -66,13 +69,15 @@ _ELLIPTIC = re.compile(
 )
 _ENUMERATION = re.compile(
     rf"((?:{_POLITE.pattern})?(?:(?:tell|show|give)\s+(?:me|us)|what\s+(?:is|are)|what['’]s|how\s+(?:is|are)|check|report"
-    rf"|measure|compute|calculate|i\s+(?:want|need)(?:\s+to\s+know)?))\s+(?={_DETERMINER}\b)",
+    rf"|measure|compute|calculate|i\s+(?:want|need)(?:\s+to\s+know)?))\s+(?={_DETERMINER}\b|[(\d-])",
     re.I,
 )
 _ITEM_JOINT = re.compile(
     r",\s*(?:and\s+(?:also\s+)?|as\s+well\s+as\s+)?|\s+(?:and(?:\s+also)?|as\s+well\s+as)\s+", re.I
 )
-_ITEM = re.compile(rf"{_DETERMINER}\s+[\w'’.-]+(?:\s+[\w'’.-]+){{0,5}}", re.I)
+_ITEM = re.compile(
+    rf"{_DETERMINER}\s+[\w'’.-]+(?:\s+[\w'’.-]+){{0,5}}|[\d\s.()%-]*\d[)%]?\s*[-+*/^×÷][-+\d\s.()%*/^×÷]*", re.I
+)
 _NO_ITEM = re.compile(
     r"\b(?:of|between|for|with|from|about|in|on|at|to|than|if|when|that|which|who|or|is|are|was|were|do|does|can)\b"
     r"|^\w+\s+(?:first|second|last|next|best|worst|other|same|sum|product|difference|ratio|\w+est)$",
@@ -161,7 +166,7 @@ def _split_lead(sentence: str) -> tuple[str, str]:
     """Return what stands before the question in its sentence ("If it is hot, …", "I feel dizzy, …"), and the rest."""
     if _asks(sentence) and not _CONDITION.match(sentence):
         return "", sentence
-    for comma in re.finditer(r",\s+(?:and\s+|so\s+|then\s+)?", _shadow(sentence)):
+    for comma in re.finditer(r"[,:]\s+(?:and\s+|so\s+|then\s+)?", _shadow(sentence)):
         rest = sentence[comma.end() :]
         if _STARTS_OPEN.match(rest) or _STARTS_CLOSED.match(rest) or _MATRIX.match(rest):
             return sentence[: comma.end()].strip(), rest

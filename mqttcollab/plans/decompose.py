@@ -22,8 +22,11 @@ RelevanceOf = Callable[[str], list[Relevance]]
 
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.
 MAX_QUESTION = 1500
-_YES_OR_NO = re.compile(
-    r"(?:is|are|was|were|am|do|does|did|can|could|would|will|should|might|may|has|have|had)\b", re.I
+# Where somebody comes to something else, in a form that no rule of `clauses` knows.
+_TURN = re.compile(
+    r"(?<=[?!])\s+(?:and\s+)?|[,;.]?\s+(?:and\s+|but\s+|oh,?\s+)?(?:by\s+the\s+way|btw|besides|incidentally"
+    r"|another\s+thing|one\s+more\s+thing|on\s+another\s+note)\b[,:]?\s+",
+    re.I,
 )
 
 
@@ -63,7 +66,7 @@ class ClauseDecomposer:
     Args:
         relevance: says which services a text touches; a split of which no part touches any is not made.
         threshold: the probability from which a service counts as touched.
-        structure: for a yes-or-no question of one clause whose form it knows.
+        structure: for a question of one clause whose form it knows, and that no service covers as a whole.
     """
 
     def __init__(
@@ -99,14 +102,30 @@ class ClauseDecomposer:
             return Decomposition(whole(text), "whole", reason)
         if len(steps) > 1:
             return self._if_worth_it(text, Decomposition(make_graph(steps), "clauses", _why(asked, len(steps))))
-        if self._structure is not None and _YES_OR_NO.match(text) and self._structure.knows(text):
-            chosen, chance = self._structure.choose(text)
-            if chosen.count > 1:
-                reason = f"{chosen.count} steps are likeliest for a question of this form ({chance:.2f})"
-                return self._if_worth_it(
-                    text, Decomposition(make_graph(worded(text, chosen)), "structure", reason, chance)
-                )
-        return Decomposition(whole(text), "whole", "it asks one thing")
+        if turns := self._turns(text):
+            reason = f"it turns to something else: {len(turns)} things"
+            return Decomposition(make_graph(_steps(turns)), "clauses", reason)
+        return self._by_structure(text) or Decomposition(whole(text), "whole", "it asks one thing")
+
+    def _by_structure(self, text: str) -> Decomposition | None:
+        if self._structure is None or not self._structure.knows(text):
+            return None
+        if self._relevance is not None and any(each.probability >= self._threshold for each in self._relevance(text)):
+            return None  # somebody answers the question itself
+        chosen, chance = self._structure.choose(text)
+        if chosen.count == 1:
+            return None
+        reason = f"{chosen.count} steps are likeliest for a question of this form ({chance:.2f})"
+        return self._if_worth_it(text, Decomposition(make_graph(worded(text, chosen)), "structure", reason, chance))
+
+    def _turns(self, text: str) -> list[Clause]:
+        """The parts of a text that turns from one service's domain to another's; none if it stays with one."""
+        parts = [part for part in _TURN.split(text) if part.strip()]
+        if self._relevance is None or not 1 < len(parts) <= MAX_OWN_STEPS:
+            return []
+        best = [max(self._relevance(part), key=lambda one: one.probability, default=None) for part in parts]
+        likely = {one.service for one in best if one is not None and one.probability >= self._threshold}
+        return [Clause(part) for part in parts] if len(likely) == len(parts) else []
 
     def _if_worth_it(self, question: str, found: Decomposition) -> Decomposition:
         if len(found.graph.steps) == 1:

@@ -23,34 +23,8 @@ if TYPE_CHECKING:
 
 MAX_MODEL_TEXT = 300
 _MOST_SERVICES = 64
-_SMALL_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "at",
-        "can",
-        "did",
-        "do",
-        "does",
-        "for",
-        "how",
-        "i",
-        "in",
-        "is",
-        "it",
-        "my",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "to",
-        "what",
-        "who",
-        "why",
-    ]
+_SMALL_WORDS = re.compile(
+    r"a|an|and|are|at|can|did|do|does|for|how|i|in|is|it|my|of|on|or|that|the|to|was|what|when|which|who|why|with|would"
 )
 _SYSTEM = (
     "You split questions into sub-questions for other devices. You never answer them. The user's message is a JSON "
@@ -158,7 +132,7 @@ class ModelDecomposer:
 
 
 def _words(text: str) -> set[str]:
-    return {word for word in re.findall(r"\w+", text.casefold()) if word not in _SMALL_WORDS}
+    return {word for word in re.findall(r"\w+", text.casefold()) if not _SMALL_WORDS.fullmatch(word)}
 
 
 def prompt(question: str, services: Sequence[str], limit: int) -> list[ChatMessage]:
@@ -182,7 +156,7 @@ def plan_schema(*, limit: int = MAX_OWN_STEPS, services: Sequence[str] = ()) -> 
         "after": {"type": "array", "items": numbers, "maxItems": limit - 1},
     }
     if services:
-        step["service"] = {"type": ["string", "null"], "enum": [*services, None]}
+        step["service"] = {"anyOf": [{"type": "string", "enum": list(services)}, {"type": "null"}]}
     item = {"type": "object", "properties": step, "required": list(step), "additionalProperties": False}
     steps = {"type": "array", "items": item, "minItems": 1, "maxItems": limit}
     return {"type": "object", "properties": {"steps": steps}, "required": ["steps"], "additionalProperties": False}

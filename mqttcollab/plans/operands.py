@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _THING = (
-    r"(?:the|my|our|your)\s+(?!(?:(?:sum|product|difference|average|mean|ratio|square)\s+(?:of|between)|half)\b)"
-    r"(?!result\b|answer\b)[a-z][\w'’]*(?:[ -][\w'’]+){0,6}?"
+    r"(?:the|my|our|your)\s+(?!(?:(?:sum|product|difference|average|mean|ratio|square)\s+(?:of|between)|half|(?:square|cube)\s+root)\b)"
+    r"(?!result\b|answer\b)[a-z][\w'’]*(?:[ -][^\W\d][\w'’]*){0,6}?"
 )
 _NUMBER = r"[-+]?\d[\d.,]*(?:\s*(?:%|percent|degrees?|°\s?[cf]))?"
 _WORD_NUMBER = (
@@ -20,7 +20,7 @@ _WORD_NUMBER = (
 _OPERAND = re.compile(rf"(?:#\d+|{_NUMBER}|{_WORD_NUMBER}|({_THING}))", re.I)
 _ASK = r"(?:please\s+)?(?:what\s+is|what['’]s|how\s+much\s+is|calculate|compute|work\s+out|tell\s+me)\s+"
 _OPERATOR = re.compile(
-    r"(\s*(?:\b(?:plus|minus|times|multiplied\s+by|divided\s+by|to\s+the\s+power\s+of)\b|(?:%|\bpercent)\s+of\b"
+    r"(\s*(?:\b(?:plus|minus|times|multiplied\s+by|divided\s+by|to\s+the\s+power\s+of)\b|(?:%|\bpercent)\s+of\b|\b(?:the\s+)?(?:square|cube)\s+root\s+of\b"
     r"|\b(?:half|twice|double|a\s+third|a\s+quarter)\s+(?:of\s+)?(?=the\b|my\b|our\b|your\b)"
     r"|(?<=[\d)\s])[+*/×÷](?=[\s\d(])|\s-(?=\s)|\bsquared\b)\s*|[()])",
     re.I,
@@ -42,6 +42,9 @@ _IS_MORE = re.compile(
     r"(?P<head>(?:is|are)\s+)(?P<a>.+?)(?P<mid>\s+(?:(?:much\s+)?\w+er|more\s+\w+|less\s+\w+|more|less)\s+than\s+)(?P<b>.+)",
     re.I,
 )
+# "Half of the humidity" is asked without a word for asking.
+_SHARE = re.compile(r"(?=(?:half|twice|double|a\s+third|a\s+quarter)\b|\d[\d.]*\s*(?:%|percent)\s+of\b)", re.I)
+_COURTESY = re.compile(r",?\s+(?:please|pls|thanks|thank\s+you|for\s+me)$", re.I)
 _CALCULATES = re.compile(
     r"(?:multiply|divide|add|subtract|double|halve|increase|decrease|raise|reduce|compare)\b"
     r"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of)\b",
@@ -74,6 +77,7 @@ def operands(question: str, offset: int = 0) -> list[str]:
     """
     text = question.rstrip("?.! ")
     end = question[len(text) :].strip()
+    text = _COURTESY.sub("", text)
     parts = _two_operands(text) or _expression(text)
     if parts and any(map(_is_thing, parts)):
         return _steps(parts, end, offset)
@@ -104,7 +108,7 @@ def _two_operands(text: str) -> list[str] | None:
 
 def _expression(text: str) -> list[str] | None:
     """Return the lead, the operands and the operators of "What is 15% of 80 plus the temperature"."""
-    lead = re.match(_ASK, text, re.I)
+    lead = re.match(_ASK, text, re.I) or _SHARE.match(text)
     parts = _OPERATOR.split(text[lead.end() :]) if lead else []
     values = [part.strip() for part in parts[::2] if part.strip()]
     if lead is None or len(parts) < 3 or not values or not all(map(_OPERAND.fullmatch, values)):

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FORMAT = "mqttcollab.structure.v1"
-_FEWEST = 50
+LEAST_EXAMPLES = 50
 _PENALTY = 0.6  # per training row
 _STRUCTURES = 14  # so many cover 97% of the decompositions of StrategyQA
 # What a wrong step count and a superfluous reference cost, in references found.
 _COUNT_COST, _REFERENCE_COST = 1.0, 0.5
-# A question as strange as the strangest so many of the examples is of no form known.
-_STRANGE = 0.01
+# A form of asking that fewer of the examples have is not theirs.
+_RARE = 0.01
+_LEAST_DEVIATION = 0.02  # of a cue; one that no example has must not outweigh all others
 
 _CUES: Mapping[str, str] = {
     "comparison": r"\b\w+er than\b|\bmore\b|\bless\b|\bfewer\b|\bthan\b",
@@ -59,8 +60,14 @@ _CUES: Mapping[str, str] = {
 }
 _CUE_PATTERNS = tuple(re.compile(pattern) for pattern in _CUES.values())
 _NAME = re.compile(r"[A-Z][\w'’.-]*(?:\s+(?:of |the |de |and )?[A-Z][\w'’.-]*)*")
-# Who asks, and here and now: what measuring devices are asked, encyclopedias are not.
-_SITUATED = re.compile(r"\b(i|me|my|we|us|our|here|now|currently|current|today|tonight|outside|right now)\b", re.I)
+# Who asks, and here and now: what measuring devices are asked, encyclopedias are not. ("I" is also a king's number.)
+_SITUATED = re.compile(r"^\w+ (i)\b|\b(my|me|we|our|here|outside|now|currently|current|tonight)\b")
+
+
+_OPEN = re.compile(
+    r"(?:please|what|who|whom|whose|where|when|why|how|which|tell|show|give|find|calculate|compute|explain|describe"
+    r"|measure|check|compare|list|multiply|divide|add|subtract|write|name)(?:['’]s)?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class StructureModel:
         weights: (cues, structures).
         openers: the words with which examples begin.
         situated: words such as "my" and "now" that examples use.
-        reach: how far, in mean squared deviations, nearly all examples are from their mean.
+        reach: how far, in mean squared deviations, the strangest example is from their mean.
     """
 
     structures: tuple[Structure, ...]
@@ -107,36 +114,38 @@ class StructureModel:
         Raises:
             ConfigError: there are too few examples.
         """
-        if len(examples) < _FEWEST:
-            raise ConfigError(f"{len(examples)} decompositions are too few to learn from; give at least {_FEWEST}")
+        if len(examples) < LEAST_EXAMPLES:
+            raise ConfigError(
+                f"{len(examples)} decompositions are too few to learn from; give at least {LEAST_EXAMPLES}"
+            )
         found = [structure_of(steps) for _, steps in examples]
         structures = tuple(each for each, _ in Counter(found).most_common(_STRUCTURES))
         x = np.array([_cues(question) for question, _ in examples])
         y = np.array([[float(each == one) for one in structures] for each in found])
-        mean, deviation, share = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9), y.mean(axis=0)
+        mean, deviation, share = x.mean(axis=0), np.maximum(x.std(axis=0), _LEAST_DEVIATION), y.mean(axis=0)
         scaled = (x - mean) / deviation
         gram = scaled.T @ scaled + _PENALTY * len(x) * np.eye(x.shape[1])
         weights = np.linalg.solve(gram, scaled.T @ (y - share))
         openers = Counter(_opener(question) for question, _ in examples)
         situated = Counter(word for question, _ in examples for word in _situated(question))
-        rare = _STRANGE * len(examples)
         return cls(
             structures,
             mean,
             deviation,
             share,
             weights,
-            frozenset(word for word, count in openers.items() if count >= rare),
-            frozenset(word for word, count in situated.items() if count >= rare),
-            float(np.quantile((scaled**2).mean(axis=1), 1 - _STRANGE)),
+            frozenset(word for word, count in openers.items() if count >= _RARE * len(examples)),
+            frozenset(word for word, count in situated.items() if count >= _RARE * len(examples)),
+            float((scaled**2).mean(axis=1).max()),
         )
 
     def knows(self, question: str) -> bool:
-        """Whether a question is of the examples' form: its first word, its cues, who asks about where and when."""
+        """Whether a question is of the examples' form: open or not, who asks about where and when, its other cues."""
+        opener = _opener(question)
+        if not question.endswith("?") or (_OPEN.match(opener) and opener not in self.openers):
+            return False
         distance = (((np.array(_cues(question)) - self.mean) / self.deviation) ** 2).mean()
-        return (
-            _opener(question) in self.openers and _situated(question) <= self.situated and float(distance) <= self.reach
-        )
+        return _situated(question) <= self.situated and float(distance) <= self.reach
 
     def probabilities(self, question: str) -> NDArray[np.float64]:
         """Return the probability of each of `structures`, in their order."""
@@ -238,4 +247,4 @@ def _opener(question: str) -> str:
 
 
 def _situated(question: str) -> set[str]:
-    return {word.lower() for word in _SITUATED.findall(question)}
+    return {found[1] or found[2] for found in _SITUATED.finditer(question.lower())}

@@ -11,6 +11,8 @@ from mqttcollab.runtimes.gguf import llama_cpp_module
 
 _MAX_SCHEMA = 32_768
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
+# llama-cpp-python's rule of a character lets through line ends, which JSON takes only escaped.
+_CHARACTER, _JSON_CHARACTER = 'char ::= [^"\\\\] |', r'char ::= [^"\\\x00-\x1F\x7F] |'
 _MAX_COUNT = 1000  # a million repetitions overrun llama.cpp's stack
 
 
@@ -25,7 +27,7 @@ def grammar_of(schema: Mapping[str, Any], vocab: Any) -> Any:
         RequestError: `unsupported`, the schema makes no grammar; `too_large`, it is very long.
     """
     llama_cpp = llama_cpp_module()
-    from llama_cpp.llama_grammar import LlamaGrammar
+    from llama_cpp.llama_grammar import LlamaGrammar, json_schema_to_gbnf
 
     try:
         text = json.dumps(schema)
@@ -35,7 +37,8 @@ def grammar_of(schema: Mapping[str, Any], vocab: Any) -> Any:
         raise RequestError("too_large", f"the schema has {len(text)} characters, at most {_MAX_SCHEMA}; simplify it")
     _check(json.loads(text))
     try:
-        grammar = LlamaGrammar.from_json_schema(text, verbose=False)
+        rules = json_schema_to_gbnf(text).replace(_CHARACTER, _JSON_CHARACTER)
+        grammar = LlamaGrammar.from_string(rules, verbose=False)
     except Exception as error:  # asserts, KeyError and RecursionError among them
         raise RequestError("unsupported", f"the schema makes no grammar: {error!r:.200}") from error
     # A grammar that llama.cpp can't parse would end the process when it is sampled under.

@@ -34,7 +34,12 @@ _NAMED_CODES: dict[str, ErrorCode] = {
     "context_length_exceeded": "too_large",
     "insufficient_quota": "quota_exceeded",
 }
-_ABOUT_SCHEMA = re.compile(r"response_format|json_schema|schema|structured|grammar", re.I)
+# Some servers call it an internal error that they know no schemas.
+_ABOUT_SCHEMA: dict[str, re.Pattern[str]] = {
+    "bad_request": re.compile(r"response_format|schema|structured|grammar", re.I),
+    "internal": re.compile(r"response_format|json_schema"),
+}
+_MOST_REASON = 500
 # What OpenAI's strict mode refuses; max_tokens bounds the answer all the same.
 _NOT_STRICT = ("minLength", "maxLength")
 
@@ -171,7 +176,8 @@ class OpenAIRuntime:
     def _refusal(self, error: openai.APIStatusError, parameters: GenerationParameters) -> RequestError:
         code = _NAMED_CODES.get(error.code or "") or _CODES.get(error.status_code, "internal")
         message = f"{self.base_url} refused ({error.status_code}): {_reason(error)}"
-        if code == "bad_request" and parameters.schema is not None and _ABOUT_SCHEMA.search(message):
+        about_schema = _ABOUT_SCHEMA.get(code) if parameters.schema is not None else None
+        if about_schema is not None and about_schema.search(message):
             code = "unsupported"
         return RequestError(code, message, retry_after_ms=_retry_after_ms(error))
 
@@ -195,7 +201,9 @@ def _client(base_url: str, api_key: str | None, timeout_s: float) -> openai.Asyn
 
 def _strict(schema: Any) -> Any:
     if isinstance(schema, Mapping):
-        return {key: _strict(value) for key, value in schema.items() if key not in _NOT_STRICT}
+        # A property may have such a name; then its value is a schema.
+        kept = {key: value for key, value in schema.items() if key not in _NOT_STRICT or isinstance(value, Mapping)}
+        return {key: _strict(value) for key, value in kept.items()}
     return [_strict(value) for value in schema] if isinstance(schema, list) else schema
 
 
@@ -205,7 +213,7 @@ def _logprobs(choice: Any) -> list[float]:
 
 def _reason(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or body.get("detail") or error.message)
+    return " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:_MOST_REASON]
 
 
 def _retry_after_ms(error: openai.APIStatusError) -> int | None:
