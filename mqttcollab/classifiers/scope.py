@@ -139,6 +139,8 @@ def nearest_model(texts: Sequence[Text], labels: NDArray[np.intp], options: Scop
             break
     signals = np.array(inside + outside, np.float64)[:, None]
     scope = fit_combination(signals, np.repeat([True, False], len(inside)))
+    if scope.weights[0] <= 0:
+        return model
     held_out = scope.log_odds(signals[: len(inside)])
     label, touched = _fit_label([np.stack(scores)], [np.array(meant)])
     return replace(model, scope=scope, label=label, held_out=held_out, touched=touched)
