@@ -159,17 +159,32 @@ def sub(
 def orchestrator(
     name: Annotated[str, typer.Option(help="The agent's name.")] = "orchestrator",
     embedder: Annotated[str, typer.Option(help="wordllama, or llama:PATH of a GGUF.")] = "wordllama",
+    calibration: Annotated[
+        Path | None, typer.Option(help="What `calibrate` wrote for this embedder.", show_default="comes along")
+    ] = None,
     fallback: Annotated[
-        str, typer.Option(help="Service asked where nobody is found; empty: none.")
+        str, typer.Option(help="Service asked where nobody covers a question; empty: none.")
     ] = "knowledge.gpt/general",
+    strong: Annotated[
+        str | None, typer.Option(help="Service asked where the fallback's answer can't be trusted.")
+    ] = None,
+    router: Annotated[
+        Path | None, typer.Option(help="What `eval route --save` wrote: decides between fallback and strong.")
+    ] = None,
+    planner: Annotated[
+        Path | None, typer.Option(help="TOML of a language model that splits questions: kind, path, base_url …")
+    ] = None,
+    phrasing: Annotated[str | None, typer.Option(help="Service of a language model that phrases answers.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="How many agents answer the same, and vote.")] = 1,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
     """Run an orchestrator."""
-    from mqttcollab.cli.run import run_orchestrator
+    from mqttcollab.cli.run import Decisions, run_orchestrator
 
     logging.getLogger().setLevel(logging.INFO)
-    run_orchestrator(name, embedder, fallback or None, place, broker)
+    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers)
+    run_orchestrator(name, embedder, decisions, place, broker)
 
 
 @app.command()

@@ -81,6 +81,7 @@ def source_line(source: Source) -> str:
 def answer_lines(reply: Reply, *, text: bool = True) -> str:
     """An answer (unless its text was shown already), its sources and its confidence."""
     lines = [safe(reply.output or "(no text)")] if text else []
+    lines += [f"  [dim]plan:[/] {safe(reply.plan.origin)}, {safe(reply.plan.reason)}"] if reply.plan is not None else []
     lines += [source_line(source) for source in reply.sources]
     if reply.confidence is not None:
         lines.append(f"  [dim]confidence:[/] {reply.confidence:.2f}")

@@ -210,6 +210,7 @@ def orchestrator_agent(
     embedder: Embedder,
     *,
     options: OrchestratorOptions | None = None,
+    classifiers: Classifiers | None = None,
     agent_options: AgentOptions | None = None,
     place: str | None = None,
 ) -> Agent:
@@ -219,11 +220,12 @@ def orchestrator_agent(
         name: the agent's name.
         embedder: finds services by meaning.
         options: how it decides.
+        classifiers: replacements for the default chain.
         agent_options: limits and intervals.
         place: where it is.
     """
     agent = Agent(name, description="Orchestrator", place=place, embedder=embedder, options=agent_options)
-    orchestrator = Orchestrator(agent, options)
+    orchestrator = Orchestrator(agent, options, classifiers)
     agent.add(orchestrator)
     if orchestrator.knowledge is not None:
         agent.add(Notes(agent, orchestrator.knowledge))
