@@ -91,13 +91,15 @@ class ExampleClassifier:
                 self._texts[text] if vector is None else replace(read(self._embedder, [text])[0], vector=vector)
                 for (_, text), vector in entries.items()
             ]
-            labels = np.searchsorted(services, [service for service, _ in entries])
+            numbers = {service: number for number, service in enumerate(services)}
+            labels = np.array([numbers[service] for service, _ in entries])
             groups = np.unique([names[0] for names in agents], return_inverse=True)[1][labels]
             self._known = self._modelled(services, agents, examples, labels, groups)
 
     def train(self) -> None:
-        """Train a head over all examples; blocks for seconds, so call it in a thread. Without enough services: nothing.
+        """Train a head over all examples; blocks for seconds, so call it in a thread.
 
+        Does nothing for fewer than 5 services, or fewer than 4 examples a service on average.
         The result is dropped if `learn` has taken other examples meanwhile.
         """
         known = self._known
