@@ -228,7 +228,7 @@ class ExampleClassifier:
 
 
 def enough(records: Sequence[ServiceRecord]) -> bool:
-    """Whether a head is worth training on these records: at least 10 services, half of them with 80 examples or more."""
+    """Whether a head is worth training on these records: at least 10 services, half of them with 80 examples."""
     sizes: dict[str, set[str]] = {}
     for record in records:
         sizes.setdefault(record.service, set()).update(record.examples)

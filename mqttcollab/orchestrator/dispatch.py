@@ -84,7 +84,7 @@ class Dispatcher:
         judge: says whether an answer can be trusted.
         trust: an answer less likely right than this is put to a further agent, where there is one.
         router: says instead of `trust` whether a general model's answer will do, or a strong model is asked.
-        share: False passes no step's result on to another as context.
+        share: False passes no step's result on to another.
     """
 
     registry: Registry
@@ -128,7 +128,7 @@ class Dispatcher:
             start_ms=round(1000 * (begun - run.started), 1),
         )
         outcome = Outcome(result)
-        results = {o.step.number: _result(o) for o in before if o.reply is not None}
+        results = {o.step.number: _result(o, share=self.share) for o in before if o.reply is not None}
         if missing := sorted(references(step.text) - results.keys()):
             result.status = "skipped"
             result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
@@ -286,8 +286,11 @@ def _weight(attempt: Attempt) -> float:
     return attempt.verdict.probability
 
 
-def _result(outcome: Outcome) -> str:
+def _result(outcome: Outcome, *, share: bool) -> str:
+    """What stands for a step's result in another's text: the question itself where results are not passed on."""
     assert outcome.reply is not None
+    if not share:
+        return outcome.step.text or ""
     return result_of(outcome.step.text or "", outcome.step.service, outcome.reply)
 
 
