@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy", reason="the classifier needs numpy")
 
 from mqttcollab.classifiers import scope  # noqa: E402
 from mqttcollab.classifiers.base import DomainClassifier, Trainable  # noqa: E402
-from mqttcollab.classifiers.examples import ExampleClassifier  # noqa: E402
+from mqttcollab.classifiers.examples import ExampleClassifier, enough  # noqa: E402
 from mqttcollab.classifiers.hashing import HashedTfIdf  # noqa: E402
 from mqttcollab.classifiers.heads import LinearHead  # noqa: E402
 from mqttcollab.classifiers.scope import ScopeOptions  # noqa: E402
@@ -123,17 +123,13 @@ def test_the_threshold_hands_over_the_share_asked_for(trained: ExampleClassifier
     assert trained.gap_threshold == trained.threshold(0.05)
 
 
-def test_it_is_ready_once_trained_on_many_examples_of_many_services() -> None:
+def test_a_head_takes_many_examples_of_many_services() -> None:
     frames = ("today", "tomorrow", "please", "again", "at home", "for a friend")
     many = [record(d, examples=[f"{text} {frame}" for text in record(d).examples for frame in frames]) for d in _THINGS]
-    classifier = classified()
-    assert not classifier.worth_training and not classifier.ready
-    classifier.learn(many)
-    assert classifier.worth_training and not classifier.ready
-    classifier.train()
-    assert classifier.ready
-    classifier.learn(many[1:])
-    assert not classifier.worth_training and not classifier.ready
+    assert enough(many)
+    assert not enough(many[1:])
+    assert not enough([record(d) for d in _THINGS])
+    assert not enough([])
 
 
 def test_a_question_about_two_services_makes_both_likelier_than_the_rest(trained: ExampleClassifier) -> None:
@@ -273,11 +269,11 @@ def test_a_fleet_of_nobody_covers_nothing() -> None:
 
 @pytest.mark.parametrize("services", [1, 2, 4, 7])
 @pytest.mark.parametrize("examples", [1, 3, 8])
-def test_small_fleets_work_but_are_not_called_ready(services: int, examples: int) -> None:
+def test_small_fleets_work(services: int, examples: int) -> None:
     classifier = classified()
     classifier.learn([record(domain, count=examples) for domain in list(_THINGS)[:services]])
     classifier.train()
-    assert classifier.trained == (services >= 5 and examples >= 4) and not classifier.ready
+    assert classifier.trained == (services >= 5 and examples >= 4)
     assert classifier.relevance("tell me about the rain")[0].service == "knowledge.gpt/weather"
     assert classifier.gap("tell me about the rain").probability < classifier.gap("zebra stripes").probability
 

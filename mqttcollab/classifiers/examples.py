@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,19 +60,6 @@ class ExampleClassifier:
     def trained(self) -> bool:
         """Whether the head for the present records is there."""
         return self._known is not None and self._known.model.head is not None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is trained, on enough."""
-        return self.trained and self.worth_training
-
-    @property
-    def worth_training(self) -> bool:
-        """Whether there are examples enough: at least 10 services, half of them with at least 80."""
-        if self._known is None:
-            return False
-        sizes = self._known.model.examples.sizes
-        return len(sizes) >= _ENOUGH_SERVICES and float(np.median(sizes)) >= _ENOUGH_EXAMPLES
 
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Take these records instead of any before; only texts not seen before are embedded.
@@ -237,6 +225,14 @@ class ExampleClassifier:
         scope = known.model.judge(read(self._embedder, [question])[0])
         self._last = (known.model, question, scope)
         return scope
+
+
+def enough(records: Sequence[ServiceRecord]) -> bool:
+    """Whether a head is worth training on these records: at least 10 services, half of them with 80 examples or more."""
+    sizes: dict[str, set[str]] = {}
+    for record in records:
+        sizes.setdefault(record.service, set()).update(record.examples)
+    return len(sizes) >= _ENOUGH_SERVICES and median(map(len, sizes.values())) >= _ENOUGH_EXAMPLES
 
 
 def _relevance(service: str, score: float, probability: float, reason: str) -> Relevance:
