@@ -416,8 +416,8 @@ async def test_who_claims_too_much_loses(memory_broker: MemoryBroker, answers: i
         right = [(await test.ask(f"What is {n} times 7?")).data == {"result": 7.0 * n} for n in range(20, 50)]
         skill = test.orchestrator.classifiers.capability.skill
         assert skill.expected("a-liar", SUMS).probability < 0.55 < 0.85 < skill.expected("z-honest", SUMS).probability
-    assert all(right[-20:])
-    assert answers > 1 or (all(right) and len(liar.asked) < 10 and len(honest.asked) == 30)
+    assert all(right) and len(honest.asked) == 30
+    assert answers > 1 or len(liar.asked) < 10
 
 
 # What is remembered

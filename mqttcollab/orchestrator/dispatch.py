@@ -162,10 +162,11 @@ class Dispatcher:
         if step.answers > 1 and len(ranked) > 1:
             question = Question(text, context, max(0.001, deadline - asyncio.get_running_loop().time()))
             try:
-                outcome.consensus = await asking.several([one.offer for one in ranked], question, step.answers)
+                found = await asking.several([one.offer for one in ranked], question, step.answers)
             except RequestError as error:
                 result.error = ErrorInfo(code=error.code, message=error.message)
             else:
+                outcome.consensus = asking.checked(found, lambda reply: self.judge.check(result.text or "", reply))
                 result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
             if outcome.reply is not None or not step.spare:
                 return
