@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.collaboration import run
 from benchmarks.collaboration.checks import CATEGORIES, Given, Question, load, numbers_in, says, score
-from benchmarks.collaboration.systems import AGE_S, SensorLog, missing_options
+from benchmarks.collaboration.systems import AGE_S, SensorLog
 from devices.analysis import handbook
 from devices.wearable import HeartRate
 from mqttcollab.codec import encode
@@ -278,18 +278,13 @@ def test_the_first_questions_of_each_kind() -> None:
     assert run.first_of_each(FILES["dev.jsonl"], None) == FILES["dev.jsonl"]
 
 
-def test_options_of_another_version_are_named() -> None:
-    assert missing_options({"threshold": 0.5, "no_such_option": True}) == ["no_such_option"]
-
-
 def test_a_table_with_every_system_and_what_was_left_out() -> None:
     whole, worse = [outcome(1.0) for _ in range(20)], [outcome(0.0) for _ in range(20)]
     counted = {run.ORCHESTRATOR: run._counted(whole, whole), run.PHONE: run._counted(worse, whole)}
-    result = {"n": 20, "systems": counted, "skipped": {"x": "because"}, "aims": list(run._aims(counted))}
+    result = {"n": 20, "systems": counted, "aims": list(run._aims(counted))}
     lines = list(run.show(result))
     assert any(line.startswith("orchestrator") and "100%" in line for line in lines)
     assert any(line.startswith("phone alone") and "+100%" in line for line in lines)
-    assert "x: skipped, because" in lines
     assert [line for line in lines if line.startswith("holds")]
     assert list(run.show({"missing": "no model"})) == ["no model"]
     json.dumps(result)

@@ -74,14 +74,11 @@ async def measure(
     questions: Sequence[Question], names: Sequence[str] = SYSTEMS, say: Callable[[str], None] = lambda _: None
 ) -> Result:
     """The outcomes of every system, by name, and what is counted of them; says how each did as it ends."""
-    result: Result = {"n": len(questions), "systems": {}, "skipped": {}, "outcomes": {}}
+    result: Result = {"n": len(questions), "systems": {}, "outcomes": {}}
     try:
         async with systems.fleet() as place:
             for name in names:
                 options = ORCHESTRATORS.get(name, {})
-                if missing := systems.missing_options(options):
-                    result["skipped"][name] = f"this orchestrator has no option {', '.join(missing)}"
-                    continue
                 opened = OTHERS[name](place) if name in OTHERS else systems.orchestrator(place, options)
                 async with opened as ask:
                     outcomes = [await _outcome(place, ask, question) for question in questions]
@@ -163,19 +160,12 @@ def show(result: Result) -> Iterable[str]:
     head = ("right of", *CATEGORIES, "all", "95% interval", "parts", "behind orchestrator", "needless", "median")
     first = next(iter(result["systems"].values()), None)
     if first is None:
-        yield from _skipped(result)
         return
     sizes = [f"{of}" for _, of in first["categories"].values()]
     yield from table(
         head, [("", *sizes, str(result["n"]), *[""] * 5), *(_row(*each) for each in result["systems"].items())]
     )
-    yield from _skipped(result)
     yield from show_aims(result)
-
-
-def _skipped(result: Result) -> Iterable[str]:
-    for name, why in result["skipped"].items():
-        yield f"{name}: skipped, {why}"
 
 
 def _row(name: str, counted: Result) -> tuple[str, ...]:

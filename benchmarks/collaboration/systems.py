@@ -7,7 +7,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.collaboration.checks import Question
@@ -104,11 +104,6 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.05)
-
-
-def missing_options(options: Mapping[str, Any]) -> list[str]:
-    """Which of these options this version of the orchestrator doesn't have."""
-    return sorted(set(options) - {field.name for field in fields(OrchestratorOptions)})
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mqttcollab.classifiers.base import DomainClassifier
-from mqttcollab.classifiers.examples import ExampleClassifier
+from mqttcollab.classifiers.examples import ExampleClassifier, enough
 from mqttcollab.classifiers.fewshot import FewShotClassifier
 from mqttcollab.messages import Relevance, ServiceRecord, Verdict
 
@@ -43,12 +43,11 @@ class AdaptiveClassifier:
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before."""
         self._few.learn(records)
-        self._many.learn(records)
+        self._many.learn(records if enough(records) else ())
 
     def train(self) -> None:
         """Trains the head, where there are services and examples enough; blocks for seconds."""
-        if self._many.worth_training:
-            self._many.train()
+        self._many.train()
 
     def relevance(self, question: str) -> list[Relevance]:
         """Every service's probability that the question touches its domain, likeliest first."""
@@ -64,4 +63,4 @@ class AdaptiveClassifier:
 
     @property
     def _current(self) -> DomainClassifier:
-        return self._many if self._many.ready else self._few
+        return self._many if self._many.trained else self._few

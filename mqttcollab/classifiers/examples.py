@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,19 +61,6 @@ class ExampleClassifier:
         """Whether the head for the present records is there."""
         return self._known is not None and self._known.model.head is not None
 
-    @property
-    def ready(self) -> bool:
-        """Whether it is trained, on enough."""
-        return self.trained and self.worth_training
-
-    @property
-    def worth_training(self) -> bool:
-        """Whether there are examples enough: at least 10 services, half of them with at least 80."""
-        if self._known is None:
-            return False
-        sizes = self._known.model.examples.sizes
-        return len(sizes) >= _ENOUGH_SERVICES and float(np.median(sizes)) >= _ENOUGH_EXAMPLES
-
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Take these records instead of any before; only texts not seen before are embedded.
 
@@ -91,13 +79,15 @@ class ExampleClassifier:
                 self._texts[text] if vector is None else replace(read(self._embedder, [text])[0], vector=vector)
                 for (_, text), vector in entries.items()
             ]
-            labels = np.searchsorted(services, [service for service, _ in entries])
+            numbers = {service: number for number, service in enumerate(services)}
+            labels = np.array([numbers[service] for service, _ in entries])
             groups = np.unique([names[0] for names in agents], return_inverse=True)[1][labels]
             self._known = self._modelled(services, agents, examples, labels, groups)
 
     def train(self) -> None:
-        """Train a head over all examples; blocks for seconds, so call it in a thread. Without enough services: nothing.
+        """Train a head over all examples; blocks for seconds, so call it in a thread.
 
+        Does nothing for fewer than 5 services, or fewer than 4 examples a service on average.
         The result is dropped if `learn` has taken other examples meanwhile.
         """
         known = self._known
@@ -235,6 +225,14 @@ class ExampleClassifier:
         scope = known.model.judge(read(self._embedder, [question])[0])
         self._last = (known.model, question, scope)
         return scope
+
+
+def enough(records: Sequence[ServiceRecord]) -> bool:
+    """Whether a head is worth training on these records: at least 10 services, half of them with 80 examples."""
+    sizes: dict[str, set[str]] = {}
+    for record in records:
+        sizes.setdefault(record.service, set()).update(record.examples)
+    return len(sizes) >= _ENOUGH_SERVICES and median(map(len, sizes.values())) >= _ENOUGH_EXAMPLES
 
 
 def _relevance(service: str, score: float, probability: float, reason: str) -> Relevance:

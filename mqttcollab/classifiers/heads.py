@@ -100,9 +100,3 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return exp(logits) over its sum along the rows."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
-
-
-def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return log Σ exp(logits) of each row: the negative energy (Liu et al. 2020)."""
-    top = logits.max(axis=1)
-    return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)

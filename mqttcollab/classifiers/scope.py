@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SIGNALS = ("nearest", "meaning", "words", "margin")
 _FOLDS = 5
-_LEAST = 20
+_LEAST, _LEAST_EACH = 20, 4
 _AT_ONCE, _PER_FOLD = 512, 1000
 _INSIDE, _NEAR, _FAR = range(3)
 # How much rows inside, near misses and far ones count in the calibration: more near ones would cost far ones.
@@ -76,8 +76,9 @@ class ScopeModel:
     Four signals. `nearest`: the cosine of embeddings plus that of words, averaged over the three closest examples
     of a label (k-nearest-neighbour detection, Sun et al. 2022), of the label where it is largest. `meaning` and
     `words`: what embeddings and what hashed words add to the logit of the likeliest label in a linear softmax head
-    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how far the likeliest label is ahead of the second. They
-    are combined and calibrated on whole groups of labels that were held out: no out-of-scope text is ever needed.
+    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how
+    far the likeliest label is ahead of the second. They are combined and calibrated on examples of labels, and of
+    whole groups of labels, that were held out: no out-of-scope text is ever needed.
     """
 
     examples: Examples
@@ -138,6 +139,8 @@ def nearest_model(texts: Sequence[Text], labels: NDArray[np.intp], options: Scop
             break
     signals = np.array(inside + outside, np.float64)[:, None]
     scope = fit_combination(signals, np.repeat([True, False], len(inside)))
+    if scope.weights[0] <= 0:
+        return model
     held_out = scope.log_odds(signals[: len(inside)])
     label, touched = _fit_label([np.stack(scores)], [np.array(meant)])
     return replace(model, scope=scope, label=label, held_out=held_out, touched=touched)
@@ -160,37 +163,53 @@ def trained_model(
         stopped: asked now and then whether to give up.
 
     Returns:
-        None if stopped, or if there are too few labels to hold any out.
+        None if stopped, or if there are too few labels or examples to hold any out: under 5, or 4 a label.
     """
     count = int(labels.max()) + 1
-    grouped = np.unique(groups, return_inverse=True)[1]
-    if len(np.unique(grouped)) < _FOLDS:
-        grouped = labels
-    if count < _FOLDS:
+    if count < _FOLDS or len(texts) < _LEAST_EACH * count:
         return None
-    signals, kinds, scores, meant = [], [], [], []
-    for kept, asked, kind in _folds(labels, grouped, options.head.seed):
+    grouped = np.unique(groups, return_inverse=True)[1]
+    folds = list(_cross_fitted(texts, labels, grouped if grouped.max() + 1 >= _FOLDS else labels, options, stopped))
+    if not folds or stopped():
+        return None
+    signals = np.concatenate([fold.signals for fold in folds])
+    kinds = np.concatenate([fold.kinds for fold in folds])
+    inside = kinds == _INSIDE
+    sizes = np.maximum(np.bincount(kinds, minlength=len(_WEIGHTS)), 1)
+    scope = fit_combination(signals, inside, len(kinds) * (_WEIGHTS / sizes)[kinds])
+    label, touched = _fit_label([fold.scores for fold in folds], [fold.meant for fold in folds])
+    examples = Examples.of(texts, labels, count, options.width)
+    head = _train(examples, options.head)
+    return ScopeModel(examples, options, scope, label, scope.log_odds(signals[inside]), touched, head)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """What was found of n held-out rows: signals (n, 4), scores (n, labels), kinds (n,), the label meant or -1 (n,)."""
+
+    signals: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    kinds: NDArray[np.intp]
+    meant: NDArray[np.intp]
+
+
+def _cross_fitted(
+    texts: Sequence[Text],
+    labels: NDArray[np.intp],
+    groups: NDArray[np.intp],
+    options: ScopeOptions,
+    stopped: Callable[[], bool],
+) -> Iterator[_Fold]:
+    """Judge each fold's rows by what was trained without them."""
+    for kept, asked, kinds in _folds(labels, groups, options.head.seed):
         if stopped():
-            return None
+            return
         if len(np.unique(labels[kept])) < 2:
             continue
         part = _part(texts, labels, kept, options)
         rows = part.features([texts[i] for i in asked])
-        found, score, _ = _signals(part, _train(part, options.head), rows)
-        signals.append(found)
-        kinds.append(kind)
-        scores.append(score)
-        meant.append(np.where(kind == _INSIDE, labels[asked], -1))
-    if not signals:
-        return None
-    every, kind = np.concatenate(signals), np.concatenate(kinds)
-    inside = kind == _INSIDE
-    sizes = np.maximum(np.bincount(kind, minlength=len(_WEIGHTS)), 1)
-    scope = fit_combination(every, inside, len(kind) * (_WEIGHTS / sizes)[kind])
-    label, touched = _fit_label(scores, meant)
-    examples = Examples.of(texts, labels, count, options.width)
-    head = _train(examples, options.head)
-    return ScopeModel(examples, options, scope, label, scope.log_odds(every[inside]), touched, head)
+        signals, scores, _ = _signals(part, _train(part, options.head), rows)
+        yield _Fold(signals, scores, kinds, np.where(kinds == _INSIDE, labels[asked], -1))
 
 
 def _folds(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mqttcollab.agent import Agent
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation.consensus import Consensus, agree, group_votes
-from mqttcollab.errors import ConfigError, MqttCollabError, RequestError
+from mqttcollab.errors import ConfigError, ErrorCode, MqttCollabError, RequestError
 from mqttcollab.messages import Reply
 from mqttcollab.peers import unless_lost
 
@@ -89,6 +89,7 @@ class _Poll:
     waiting: dict[asyncio.Task[Reply], Target] = field(default_factory=dict)
     replies: list[tuple[str, Reply, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    codes: set[ErrorCode] = field(default_factory=set)
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
@@ -108,11 +109,13 @@ class _Poll:
                 reply = task.result()
             except MqttCollabError as error:
                 self.failures.append(f"@{name}: {error}")
+                self.codes.add(error.code if isinstance(error, RequestError) else "internal")
                 continue
             if (reply.output or "").strip() or reply.data:
                 self.replies.append((name, reply, self.weigh(name, service)))
             else:
                 self.failures.append(f"@{name}: an empty answer")
+                self.codes.add("internal")
 
     def consensus(self) -> Consensus | None:
         text = self.question if isinstance(self.question, str) else str(self.question.get("text", ""))
@@ -142,7 +145,8 @@ class _Poll:
     def outcome(self) -> Consensus:
         found = self.consensus()
         if found is None:
-            raise RequestError("internal", "nobody who was asked could answer: " + "; ".join(self.failures))
+            code: ErrorCode = self.codes.pop() if len(self.codes) == 1 else "internal"
+            raise RequestError(code, "nobody who was asked could answer: " + "; ".join(self.failures))
         return replace(found, failures=tuple(self.failures))
 
 

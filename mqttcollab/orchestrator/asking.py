@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mqttcollab.agent import Agent
 from mqttcollab.cms.views import Offer
-from mqttcollab.cooperation import Consensus, ask_many
+from mqttcollab.cooperation import Consensus, agree, ask_many
 from mqttcollab.messages import ContextItem, Reply, Request
 
 Skill = Callable[[str, str], float]
@@ -64,6 +64,20 @@ class Asking:
             embedder=self.agent.embedder,
             **self._fields(question),
         )
+
+    def checked(self, found: Consensus, check: Callable[[Reply], float | None]) -> Consensus:
+        """The vote again, with those answers that can be checked weighed by that, whatever their givers claim."""
+        votes = [vote for group in found.groups for vote in group]
+        right = [check(vote.reply) for vote in votes]
+        if all(one is None for one in right):
+            return found
+        weights = [
+            self.skill(vote.agent, vote.reply.service or "") if one is None else one
+            for vote, one in zip(votes, right, strict=True)
+        ]
+        replies = [(vote.agent, vote.reply, weight) for vote, weight in zip(votes, weights, strict=True)]
+        again = agree(replies, embedder=self.agent.embedder)
+        return found if again is None else replace(again, failures=found.failures)
 
     def _input(self, question: Question) -> str | dict[str, Any]:
         given = self.request.input

@@ -10,10 +10,10 @@ from mqttcollab.classifiers.chain import Classifiers
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import KnowledgeBase, Notes, Recalled
 from mqttcollab.errors import RequestError
-from mqttcollab.messages import MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
+from mqttcollab.messages import MAX_STEP_TEXT, MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
 from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.plans.decompose import Decomposer, Decomposition
-from mqttcollab.plans.plan import fill, plain, renumber, requested, whole
+from mqttcollab.plans.plan import comparable, fill, plain, renumber, requested, whole
 
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
@@ -57,7 +57,7 @@ class PlannedStep:
     def described(self) -> PlanStep:
         """The step as others see it."""
         return PlanStep(
-            text=self.text,
+            text=self.text[:MAX_STEP_TEXT],
             service=self.service,
             after=sorted(self.after),
             reason=self.reason,
@@ -275,11 +275,13 @@ class _Draft:
     def _put(self, step: PlannedStep) -> int:
         """Adds a step unless it is there already; returns its number. Data is asked for once, whatever about it."""
         for known in self.steps:
-            if (known.service, known.after) == (step.service, step.after) and (
-                _same(known.text, step.text) or (_is_data(step.service) and not step.recalled and not known.recalled)
-            ):
-                if not _same(known.text, step.text):
-                    self.steps[known.number - 1] = replace(known, text=f"{known.text} {step.text}", whole=False)
+            if (known.service, known.after) != (step.service, step.after):
+                continue
+            if comparable(known.text) == comparable(step.text):
+                return known.number
+            both = f"{known.text} {step.text}"
+            if _is_data(step.service) and not (step.recalled or known.recalled) and len(both) <= MAX_STEP_TEXT:
+                self.steps[known.number - 1] = replace(known, text=both, whole=False)
                 return known.number
         if len(self.steps) >= MAX_STEPS:
             raise RequestError("bad_request", f"the question takes more than {MAX_STEPS} steps; ask it in parts")
@@ -296,7 +298,3 @@ def all_in_words(request: Request) -> bool:
 
 def _is_data(service: str) -> bool:
     return service.startswith("data.gpt/")
-
-
-def _same(one: str, other: str) -> bool:
-    return " ".join(one.split()).rstrip("?.! ").casefold() == " ".join(other.split()).rstrip("?.! ").casefold()

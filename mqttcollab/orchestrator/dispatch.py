@@ -84,7 +84,7 @@ class Dispatcher:
         judge: says whether an answer can be trusted.
         trust: an answer less likely right than this is put to a further agent, where there is one.
         router: says instead of `trust` whether a general model's answer will do, or a strong model is asked.
-        share: False passes no step's result on to another as context.
+        share: False passes no step's result on to another.
     """
 
     registry: Registry
@@ -128,7 +128,7 @@ class Dispatcher:
             start_ms=round(1000 * (begun - run.started), 1),
         )
         outcome = Outcome(result)
-        results = {o.step.number: _result(o) for o in before if o.reply is not None}
+        results = {o.step.number: _result(o, share=self.share) for o in before if o.reply is not None}
         if missing := sorted(references(step.text) - results.keys()):
             result.status = "skipped"
             result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
@@ -162,12 +162,15 @@ class Dispatcher:
         if step.answers > 1 and len(ranked) > 1:
             question = Question(text, context, max(0.001, deadline - asyncio.get_running_loop().time()))
             try:
-                outcome.consensus = await asking.several([one.offer for one in ranked], question, step.answers)
+                found = await asking.several([one.offer for one in ranked], question, step.answers)
             except RequestError as error:
                 result.error = ErrorInfo(code=error.code, message=error.message)
             else:
+                outcome.consensus = asking.checked(found, lambda reply: self.judge.check(result.text or "", reply))
                 result.agent, outcome.reply = outcome.consensus.agent, outcome.consensus.reply
-            return
+            if outcome.reply is not None or not step.spare:
+                return
+            ranked = []
         question = Question(text, context, deadline)
         spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
         await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
@@ -228,7 +231,7 @@ class Dispatcher:
             first = outcome.attempts[0]  # what a specialist says of it says more than what the last resort does
             result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
             return
-        chosen = answered[0]
+        chosen, result.error = answered[0], None
         if len(answered) > 1:
             votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
@@ -284,8 +287,11 @@ def _weight(attempt: Attempt) -> float:
     return attempt.verdict.probability
 
 
-def _result(outcome: Outcome) -> str:
+def _result(outcome: Outcome, *, share: bool) -> str:
+    """What stands for a step's result in another's text: the question itself where results are not passed on."""
     assert outcome.reply is not None
+    if not share:
+        return outcome.step.text or ""
     return result_of(outcome.step.text or "", outcome.step.service, outcome.reply)
 
 

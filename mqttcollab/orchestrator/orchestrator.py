@@ -188,7 +188,13 @@ class Orchestrator(Service):
                 continue
             # What several services answered together is no note: each has a part of it only.
             asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
-            if asked and outcome.reply is not None and outcome.step.verdict is not None:
+            verdict = outcome.step.verdict
+            if (
+                asked
+                and outcome.reply is not None
+                and verdict is not None
+                and verdict.probability >= self.options.trust
+            ):
                 memory.remember(outcome.step.text or "", outcome.reply)
 
     async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:

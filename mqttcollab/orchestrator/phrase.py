@@ -7,6 +7,7 @@ import re
 from mqttcollab.service import Answer
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_AGENT = re.compile(r"@[a-z0-9-]+")  # the 1 of @watch-1 is no finding
 _MOST_CHARACTERS = 4000
 
 
@@ -22,6 +23,10 @@ def request_of(question: str, answer: Answer) -> str:
 def phrased(answer: Answer, text: str | None) -> Answer:
     """The answer with the model's words in front, if these hold its numbers and no others; else as it was."""
     said = (text or "").strip()
-    if said and set(_NUMBER.findall(said)) == set(_NUMBER.findall(answer.text)):
+    if said and _numbers(said) == _numbers(answer.text):
         answer.text = f"{said}\n{answer.text}"
     return answer
+
+
+def _numbers(text: str) -> set[str]:
+    return set(_NUMBER.findall(_AGENT.sub("", text)))

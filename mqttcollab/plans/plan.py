@@ -112,7 +112,7 @@ def make_graph(steps: Sequence[PlanStep], *, limit: int = MAX_OWN_STEPS) -> Task
         step = steps[number - 1]
         after = sorted({renumbered[need] for need in needs[number - 1]})
         text = _substitute(step.text, lambda n: f"#{renumbered[n]}", keep_doubled=True)
-        key = (_comparable(text), step.service, tuple(after))
+        key = (comparable(text), step.service, tuple(after))
         if key not in known:
             kept.append(step.model_copy(update={"text": text, "after": after}))
             known[key] = len(kept)
@@ -203,7 +203,7 @@ def _ordered(needs: Sequence[frozenset[int]]) -> list[int]:
     return done
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
     """Return what two wordings of one subtask share; case counts inside, since mW and MW differ."""
     plain = " ".join(text.split()).rstrip("?.! ")
     return plain[:1].casefold() + plain[1:]
