@@ -76,8 +76,9 @@ class ScopeModel:
     Four signals. `nearest`: the cosine of embeddings plus that of words, averaged over the three closest examples
     of a label (k-nearest-neighbour detection, Sun et al. 2022), of the label where it is largest. `meaning` and
     `words`: what embeddings and what hashed words add to the logit of the likeliest label in a linear softmax head
-    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how far the likeliest label is ahead of the second. They
-    are combined and calibrated on whole groups of labels that were held out: no out-of-scope text is ever needed.
+    over both (the largest logit: Hendrycks et al. 2022); apart, since they deserve different trust. `margin`: how far
+    the likeliest label is ahead of the second. They are combined and calibrated on whole groups of labels that were
+    held out: no out-of-scope text is ever needed.
     """
 
     examples: Examples
