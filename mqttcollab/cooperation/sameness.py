@@ -103,9 +103,13 @@ class Question:
         return tuple(word for word in self.words if word in _NEGATIONS)
 
 
-@lru_cache(maxsize=2048)
 def read(text: str) -> Question:
-    """Reads a question. English is read best; words of other languages must simply be equal."""
+    """Reads a question, of a very long one the beginning. English is read best; other words must simply be equal."""
+    return _read(text[:_LONGEST], whole=len(text) <= _LONGEST)
+
+
+@lru_cache(maxsize=2048)
+def _read(text: str, *, whole: bool) -> Question:
     text = unicodedata.normalize("NFC", text).translate(_SAME_SIGN)
     small = text.casefold()
     plain = _spell_out(small)
@@ -118,7 +122,7 @@ def read(text: str) -> Question:
         words,
         _names(tokens),
         text.strip()[:1].isupper(),
-        bool(content) and not told & _ELSEWHERE and not re.search(r"#\d", text) and len(text) <= _LONGEST,
+        bool(content) and not told & _ELSEWHERE and not re.search(r"#\d", text) and whole,
         bool(_OF_THE_ASKER.search(plain)),
         bool(_OF_THE_MOMENT.search(plain)),
     )
@@ -144,6 +148,8 @@ def sameness(first: str, second: str, embedder: Embedder | None = None) -> float
     Between the two, words may differ where words of the same meaning can stand (purchase, buy): then it is the least
     cosine between two such words, and 0 without an embedder.
     """
+    if max(len(first), len(second)) > _LONGEST:
+        return float(first == second)
     one, other = read(first), read(second)
     if difference(one, other) is not None:
         return 0.0

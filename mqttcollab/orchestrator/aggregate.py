@@ -77,6 +77,9 @@ def _sources(outcome: Outcome) -> list[Source]:
 def _usage(outcomes: Sequence[Outcome]) -> Usage | None:
     """What all answers took, also those that were not chosen."""
     replies = [attempt.reply for o in outcomes for attempt in o.attempts if attempt.reply is not None]
+    # Where several were asked at once there are no attempts, but votes.
+    polls = [o.consensus for o in outcomes if o.consensus is not None and not o.attempts]
+    replies += [vote.reply for poll in polls for group in poll.groups for vote in group]
     used = [reply.usage for reply in replies if reply.usage is not None]
     if not used:
         return None

@@ -13,7 +13,7 @@ from mqttcollab.errors import RequestError
 from mqttcollab.messages import MAX_STEP_TEXT, MAX_STEPS, Plan, PlanStep, Relevance, Request, Verdict
 from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.plans.decompose import Decomposer, Decomposition
-from mqttcollab.plans.plan import comparable, fill, plain, renumber, requested, whole
+from mqttcollab.plans.plan import LONGEST_QUESTION, comparable, fill, plain, renumber, requested, whole
 
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
@@ -57,7 +57,7 @@ class PlannedStep:
     def described(self) -> PlanStep:
         """The step as others see it."""
         return PlanStep(
-            text=self.text[:MAX_STEP_TEXT],
+            text=_shortened(self.text),
             service=self.service,
             after=sorted(self.after),
             reason=self.reason,
@@ -293,7 +293,13 @@ class _Draft:
 def all_in_words(request: Request) -> bool:
     """Whether its words are all that an answer depends on, so that it may come out of the memory, and go into it."""
     text_only = isinstance(request.input, str) or request.input.keys() == {"text"}
+    text_only = text_only and len(request.text) <= LONGEST_QUESTION  # a longer one is cut in its step's text
     return text_only and not (request.context or request.session or request.tenant)
+
+
+def _shortened(text: str) -> str:
+    """A step's text as a plan can hold it: several steps' numbers, or questions to one service, make it longer."""
+    return text if len(text) <= MAX_STEP_TEXT else text[: MAX_STEP_TEXT - 1] + "…"
 
 
 def _is_data(service: str) -> bool:

@@ -28,9 +28,10 @@ _STRONG_PRICE = 0.1
 
 @dataclass(slots=True)
 class Attempt:
-    """What one agent said to a subtask, or why it said nothing."""
+    """What one agent said to a subtask, or why it said nothing; `seconds` is the time that it was given."""
 
     offer: Offer
+    seconds: float = 0.0
     reply: Reply | None = None
     error: ErrorInfo | None = None
     verdict: Verdict | None = None
@@ -134,11 +135,12 @@ class Dispatcher:
             result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
             return outcome
         result.text = fill(step.text, results)
+        context = list(run.asking.request.context)
         if step.recalled is not None:
             outcome.reply, result.agent = step.recalled.reply(run.asking.request.id), step.recalled.note.agent
         else:
             passed = [_context(o) for o in before if o.reply is not None] if self.share else []
-            context = [*run.asking.request.context, *passed]
+            context += passed
             seconds = max(0.0, run.deadline - begun) / run.levels[step.number]
             await self._ask(run.asking, step, outcome, context, begun + seconds)
         result.elapsed_ms = round(1000 * (loop.time() - begun), 1)
@@ -146,7 +148,7 @@ class Dispatcher:
             result.status = "skipped" if outcome.declined else "error"
         else:
             result.confidence = outcome.reply.confidence
-            result.verdict = self._verdict(outcome)
+            result.verdict = self._verdict(outcome, context)
         return outcome
 
     async def _ask(
@@ -185,9 +187,9 @@ class Dispatcher:
         if (why := self._distrust(result.text or "", reply, question.context)) is None:
             return
         for one in self.scheduler(step.strong, self.own)[:_MOST_SPARE]:
-            attempt = Attempt(one.offer)
-            outcome.attempts.append(attempt)
             seconds = max(0.001, question.seconds - asyncio.get_running_loop().time())
+            attempt = Attempt(one.offer, seconds)
+            outcome.attempts.append(attempt)
             await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=False)
             if attempt.reply is not None:
                 result.agent, result.service, outcome.reply = (
@@ -219,7 +221,7 @@ class Dispatcher:
                 break
             result.agent, result.service = one.offer.agent.name, one.offer.record.service
             seconds = max(0.001, (question.seconds - loop.time()) / left)
-            attempt = Attempt(one.offer)
+            attempt = Attempt(one.offer, seconds)
             outcome.attempts.append(attempt)
             await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=left > 1)
             if attempt.reply is not None:
@@ -238,6 +240,7 @@ class Dispatcher:
             if outcome.consensus is not None:
                 chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
         result.agent, result.service, outcome.reply = chosen.offer.agent.name, chosen.offer.record.service, chosen.reply
+        result.error = None  # of those that were asked at once before
 
     async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
         name = attempt.offer.agent.name
@@ -251,9 +254,9 @@ class Dispatcher:
         finally:
             self.own[name] -= 1
 
-    def _verdict(self, outcome: Outcome) -> Verdict:
+    def _verdict(self, outcome: Outcome, context: Sequence[ContextItem]) -> Verdict:
         assert outcome.reply is not None
-        verdict = self.judge.judge(outcome.step.text or "", outcome.reply)
+        verdict = self.judge.judge(outcome.step.text or "", outcome.reply, context)
         if outcome.consensus is None:
             return verdict
         agreement = outcome.consensus.agreement

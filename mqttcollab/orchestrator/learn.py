@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mqttcollab.classifiers.base import AnswerJudge, DomainClassifier, Trainable
 from mqttcollab.classifiers.skill import SkillBook
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.messages import ServiceRecord
-from mqttcollab.orchestrator.dispatch import Outcome
+from mqttcollab.orchestrator.dispatch import Attempt, Outcome
 from mqttcollab.threads import Threads
 
 _log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _QUIET_S = 2.0
 # What says that an agent failed at what it claims to do, not that it was busy, stopped or not reached.
 _FAILURES = ("internal", "no_capability", "deadline_exceeded", "unsupported")
+# An agent that got less time than this, in seconds, was not slow: the requester was in a hurry.
+_FAIR_S = 1.0
 
 
 class Learner:
@@ -38,6 +40,8 @@ class Learner:
         self._learned: list[ServiceRecord] | None = None
         self._learning = asyncio.Lock()
         self._threads = Threads("training", 1)
+        # Who gives up waiting ends no thread: the next records must not be learned beside, and before, those.
+        self._learners = Threads("learning", 1)
         self._trainer = asyncio.create_task(self._train()) if isinstance(domains, Trainable) else None
 
     async def offers(self) -> list[Offer]:
@@ -48,7 +52,7 @@ class Learner:
         async with self._learning:
             # The registry keeps a record's object until another one comes, and comparing 15,000 examples takes time.
             if self._learned is None or [*map(id, self._learned)] != [*map(id, records)]:
-                await asyncio.to_thread(self._domains.learn, records)
+                await self._learners.run(self._domains.learn, records)
                 self._learned = records
         return offers
 
@@ -64,13 +68,13 @@ class Learner:
         while True:
             await self._quiet()
             version = self._registry.version
-            await self.offers()
-            if self._learned is not trained:
-                trained = self._learned
-                try:
+            try:
+                await self.offers()
+                if self._learned is not trained:
+                    trained = self._learned
                     await self._threads.run(self._domains.train)
-                except Exception:
-                    _log.exception("the classifier was not trained; nearest examples go on deciding")
+            except Exception:
+                _log.exception("the classifier was not trained; nearest examples go on deciding")
             while self._registry.version == version:
                 await self._registry.changed()
 
@@ -87,23 +91,22 @@ def note_verdicts(skill: SkillBook, judge: AnswerJudge, outcome: Outcome) -> Non
     """Notes how right everybody was who worked on a step, as far as it shows without believing them.
 
     That is: it failed; what it said can be checked; or others said the same or something else. An answer that
-    nobody can check teaches nothing, whatever confidence it states.
+    nobody can check teaches nothing, whatever confidence it states. Heads are counted, not votes: these are heavier
+    for who is believed already, and for who states more.
     """
     for attempt in outcome.attempts:
-        if attempt.error is not None and attempt.error.code in _FAILURES:
+        if _failed(attempt, outcome.attempts):
             skill.note(attempt.offer.agent.name, attempt.offer.record.service, 0.0)
     if outcome.consensus is not None:
-        winners, *others = outcome.consensus.groups
-        if not others and len(winners) == 1:
-            return
-        share = outcome.consensus.agreement
-        for right, group in [(share, winners), *((1 - share, group) for group in others)]:
+        heads = sum(map(len, outcome.consensus.groups))
+        services = {attempt.offer.agent.name: attempt.offer.record.service for attempt in outcome.attempts}
+        for group in outcome.consensus.groups if heads > 1 else ():
             for vote in group:
                 checked = judge.check(outcome.step.text or "", vote.reply)
                 skill.note(
                     vote.agent,
-                    vote.reply.service or outcome.step.service,
-                    right if checked is None else checked,
+                    services.get(vote.agent, outcome.step.service),
+                    len(group) / heads if checked is None else checked,
                     vote.reply.confidence,
                 )
         return
@@ -113,3 +116,17 @@ def note_verdicts(skill: SkillBook, judge: AnswerJudge, outcome: Outcome) -> Non
             if checked is not None:
                 record = attempt.offer.record
                 skill.note(record.agent, record.service, checked, attempt.reply.confidence)
+
+
+def _failed(attempt: Attempt, attempts: Sequence[Attempt]) -> bool:
+    """Whether an agent failed at what it claims to do.
+
+    Saying to have nothing on it is honest; it counts only if another agent of the same service had something,
+    else it was a wrong guess to ask there.
+    """
+    if attempt.error is None or attempt.error.code not in _FAILURES:
+        return False
+    if attempt.error.code == "deadline_exceeded":
+        return attempt.seconds >= _FAIR_S
+    service = attempt.offer.record.service
+    return not attempt.declined or any(a.reply is not None and a.offer.record.service == service for a in attempts)

@@ -150,7 +150,7 @@ class Orchestrator(Service):
             progress.failed(error)
             raise
         answer.plan = decision.plan
-        if any(o.reply is not None and o.step.service == self.options.fallback for o in outcomes):
+        if any(o.reply is not None and o.step.service in self._general for o in outcomes):
             answer.text += "\n" + _NO_SPECIALIST
         progress.done(answer.text)
         yield answer
@@ -175,8 +175,13 @@ class Orchestrator(Service):
     def _skill(self, agent: str, service: str) -> float:
         return self.classifiers.capability.skill.expected(agent, service).probability
 
+    @property
+    def _general(self) -> tuple[str | None, str | None]:
+        """The services of general models."""
+        return self.options.fallback, self.options.strong
+
     def _is_specialist(self, record: ServiceRecord) -> bool:
-        return record.service not in (ORCHESTRATION, Notes.name, self.options.fallback, self.options.strong)
+        return record.service not in (ORCHESTRATION, Notes.name, *self._general)
 
     def _learn(self, request: Request, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
@@ -184,7 +189,7 @@ class Orchestrator(Service):
         texts = Counter(outcome.step.text for outcome in outcomes)
         for outcome in outcomes:
             note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
-            if memory is None or outcome.step.after or outcome.step.service == self.options.fallback:
+            if memory is None or outcome.step.after or outcome.step.service in self._general:
                 continue
             # What several services answered together is no note: each has a part of it only.
             asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
@@ -195,7 +200,9 @@ class Orchestrator(Service):
                 and verdict is not None
                 and verdict.probability >= self.options.trust
             ):
-                memory.remember(outcome.step.text or "", outcome.reply)
+                # Whom we asked we know; what a reply says of itself is another's text.
+                who = {"agent": outcome.step.agent, "service": outcome.step.service}
+                memory.remember(outcome.step.text or "", outcome.reply.model_copy(update=who))
 
     async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
         if self.options.phrasing is None:

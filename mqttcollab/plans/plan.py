@@ -17,6 +17,8 @@ from mqttcollab.topics import check_service
 
 # How many steps our own planners take; a requester may give messages.MAX_STEPS.
 MAX_OWN_STEPS = 8
+# In characters, of a question that is one step whatever it holds: with every number sign doubled it is no longer.
+LONGEST_QUESTION = MAX_STEP_TEXT // 2
 # Of a result where it is put into a later step's text, in characters.
 MAX_RESULT = 500
 _REFERENCE = re.compile(r"##|#([0-9]+)")
@@ -87,7 +89,7 @@ def whole(question: str) -> TaskGraph:
     """Return the graph of one step, the question itself; a question too long for a step's text is cut there."""
     text = literal(question)
     if len(text) > MAX_STEP_TEXT:
-        text = literal(question[: MAX_STEP_TEXT // 2 - 1]) + "…"
+        text = literal(question[: LONGEST_QUESTION - 1]) + "…"
     return TaskGraph((PlanStep(text=text),))
 
 
