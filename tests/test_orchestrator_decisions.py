@@ -259,6 +259,19 @@ async def test_who_costs_more_than_the_budget_is_not_asked(memory_broker: Memory
         assert dear.asked
 
 
+async def test_what_goes_wrong_is_told_in_one_line(memory_broker: MemoryBroker) -> None:
+    def rambling(request: Request) -> str:
+        raise RequestError("no_capability", "no\n\nMissing: nothing\n" + "x" * 5000)
+
+    async with city(memory_broker, Expert("medic-1", FIRST_AID, rambling), heart()) as test:
+        error = await test.refused("What do I do about a burn?")
+        assert error.code == "no_capability" and "\n" not in error.message and len(error.message) < 1000
+        plan = [PlanStep(text="What do I do about a burn?"), PlanStep(text="What is my heart rate?")]
+        reply = await test.ask("?", plan=plan)
+    assert all("\n" not in line and len(line) < 1000 for line in reply.missing)
+    assert (reply.output or "").startswith("Your heart rate is 72 bpm")
+
+
 async def test_a_new_agent_is_found_with_its_record_and_so_is_a_changed_one(mosquitto: Broker) -> None:
     url, guide = mosquitto.info.url, Expert("guide-1", CITY, "It is Ada")
     async with city(url, heart(), sums()) as test:
@@ -462,6 +475,15 @@ async def test_what_depends_on_more_than_the_question_is_not_remembered(
         await test.ask(MAYOR)
         await test.ask(question, **fields)  # … and nothing comes out of it
     assert len(guide.asked) == 3
+
+
+async def test_an_answer_that_can_not_be_trusted_is_not_remembered(memory_broker: MemoryBroker) -> None:
+    liar = Expert("a-liar", SUMS, adding(1, 1.0))
+    async with city(memory_broker, liar, heart()) as test:
+        reply = await test.ask("What is 20 times 7?")
+        assert reply.steps[0].verdict is not None and "the exact value is 140" in reply.steps[0].verdict.reason
+        assert reply.confidence == pytest.approx(0.02)
+        assert not list(test.memory)
 
 
 async def test_a_part_of_an_answer_is_not_remembered_as_all_of_it(memory_broker: MemoryBroker) -> None:

@@ -11,6 +11,7 @@ from mqttcollab.messages import Source, Usage
 from mqttcollab.orchestrator.dispatch import Outcome
 from mqttcollab.service import Answer
 
+_MOST_CHARACTERS = 500
 Aggregator = Callable[[Sequence[Outcome]], Answer]
 
 
@@ -92,7 +93,9 @@ def _usage(outcomes: Sequence[Outcome]) -> Usage | None:
 
 def _missing(outcome: Outcome) -> str:
     error = outcome.step.error
-    why = f"{error.code}, {error.message}" if error is not None else "no answer"
+    # A peer's words: in one line, and no longer than a line may be.
+    said = " ".join(error.message.split())[:_MOST_CHARACTERS] if error is not None else ""
+    why = f"{error.code}, {said}" if error is not None else "no answer"
     who = f"@{outcome.step.agent}: " if outcome.step.agent is not None else ""
     return f"{outcome.step.service} ({who}{why})"
 
