@@ -382,7 +382,7 @@ async def test_a_language_model_splits_questions(memory_broker: MemoryBroker) ->
     circle = [{"text": "What is #2?", "after": [2]}, {"text": "my heart rate and #1", "after": [1]}]
     runtime = planner(json.dumps({"steps": steps}), json.dumps({"steps": circle}), "Certainly! Here is a plan")
     abacus, question = sums(), "Five more than my heart rate is how much?"
-    options = OrchestratorOptions(decomposer=ModelDecomposer(runtime), share=False)
+    options = OrchestratorOptions(decomposer=ModelDecomposer(runtime))
     async with city(memory_broker, heart(), abacus, options=options) as test:
         reply = await test.ask(question)
         assert reply.plan is not None and reply.plan.origin == "model"
