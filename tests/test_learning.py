@@ -224,3 +224,20 @@ async def test_where_all_who_vote_decline_the_general_model_answers(memory_broke
         reply = await asker.ask(QUESTION, service=ORCHESTRATION)
     assert (reply.output or "").startswith("stay")
     assert [(step.agent, step.status, step.error) for step in reply.steps] == [("g", "ok", None)]
+
+
+async def test_one_who_is_busy_is_asked_again_before_a_general_model(memory_broker: MemoryBroker) -> None:
+    no, tries = RequestError("busy", "too many ask"), []
+    able = Agent("a")
+
+    @able.service(ADVICE, description="Says whether to sail", examples=[QUESTION, "Is sailing safe?"])
+    async def advise(request: Request) -> Answer:
+        tries.append(request.id)
+        if len(tries) < 3:
+            raise no
+        return Answer("sail")
+
+    general = adviser("g", Answer("stay"), "knowledge.gpt/general")
+    async with asked(memory_broker, able, general) as (asker, _):
+        reply = await asker.ask(QUESTION, service=ORCHESTRATION)
+    assert (reply.output, len(tries)) == ("sail", 3)

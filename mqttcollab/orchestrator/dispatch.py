@@ -22,6 +22,8 @@ from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
 
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
+# The pauses, in seconds, after which one who is busy is asked again.
+_BUSY_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 # What a strong model's call must gain on average, in right answers.
 _STRONG_PRICE = 0.1
 
@@ -221,9 +223,12 @@ class Dispatcher:
                 break
             result.agent, result.service = one.offer.agent.name, one.offer.record.service
             seconds = max(0.001, (question.seconds - loop.time()) / left)
+            end = loop.time() + seconds
             attempt = Attempt(one.offer, seconds)
             outcome.attempts.append(attempt)
             await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=left > 1)
+            if left == spare + 1 > 1:
+                await self._insist(asking, attempt, replace(question, seconds=end))
             if attempt.reply is not None:
                 attempt.verdict = self.judge.judge(result.text or "", attempt.reply, question.context)
                 if attempt.verdict.probability >= self.trust:
@@ -241,6 +246,18 @@ class Dispatcher:
                 chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
         result.agent, result.service, outcome.reply = chosen.offer.agent.name, chosen.offer.record.service, chosen.reply
         result.error = None  # of those that were asked at once before
+
+    async def _insist(self, asking: Asking, attempt: Attempt, question: Question) -> None:
+        """Asks the last one who covers it again while it is busy: a right answer later beats a general model's now."""
+        loop = asyncio.get_running_loop()
+        for pause in _BUSY_S:
+            busy = attempt.error is not None and attempt.error.code == "busy"
+            left = question.seconds - loop.time() - pause
+            if not busy or left <= 0:
+                return
+            await asyncio.sleep(pause)
+            attempt.error = None
+            await self._attempt(attempt, asking.one(attempt.offer, replace(question, seconds=left)), others=False)
 
     async def _attempt(self, attempt: Attempt, asking: Awaitable[Reply], *, others: bool) -> None:
         name = attempt.offer.agent.name
