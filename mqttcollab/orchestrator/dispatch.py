@@ -194,11 +194,8 @@ class Dispatcher:
             outcome.attempts.append(attempt)
             await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=False)
             if attempt.reply is not None:
-                result.agent, result.service, outcome.reply = (
-                    one.offer.agent.name,
-                    one.offer.record.service,
-                    attempt.reply,
-                )
+                outcome.reply = attempt.reply
+                result.agent, result.service = one.offer.agent.name, one.offer.record.service
                 result.reason, outcome.consensus = f"{result.reason}; a strong model was asked: {why}", None
                 return
 
@@ -238,7 +235,7 @@ class Dispatcher:
             first = outcome.attempts[0]  # what a specialist says of it says more than what the last resort does
             result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
             return
-        chosen, result.error = answered[0], None
+        chosen = answered[0]
         if len(answered) > 1:
             votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)

@@ -117,7 +117,7 @@ class TaskProgress:
             self._say(f"{key}/output", reply.output or "")
             self._say(f"{key}/status", "done")
         elif step.error is not None:
-            self._say(f"{key}/status", f"failed {step.error.code}: {step.error.message}")
+            self._say(f"{key}/status", f"failed {step.error.code}: {' '.join(step.error.message.split())}")
 
     def done(self, answer: str) -> None:
         """The task was answered."""
