@@ -259,7 +259,7 @@ def test_it_in_a_calculation_becomes_a_reference() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["what is it and ", "a, ", "? ", "((", '"', "the ", "1.2", "Is A ", "tell me the x, ", "our " + 60 * "a" + " "],
+    ["what is it and ", "a, ", "? ", "((", '"', "the ", "1.2", "Is A ", "tell me the x, ", "our " + 200 * "a" + " "],
 )
 def test_long_questions_of_a_kind_do_not_make_it_backtrack(unit: str) -> None:
     question = (unit * 2000)[:1500]
