@@ -64,7 +64,7 @@ _UNFINISHED = re.compile(
 _INFINITIVE = re.compile(rf"\b(?:to|{_AUX}\s+(?:i|you|we|he|she|they|one|people))\s+[a-z]", re.I)
 _ELLIPTIC = re.compile(
     r"(?:and\s+|or\s+)?(?:(?:what|how)\s+about\s+)?"
-    rf"({_DETERMINER}\s+(?:[\w'’-]+\s?){{1,6}})[?.!]*",
+    rf"({_DETERMINER}\s+[\w'’-]+(?:\s[\w'’-]+){{0,5}}\s?)[?.!]*",
     re.I,
 )
 _ENUMERATION = re.compile(
