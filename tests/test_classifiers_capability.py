@@ -18,7 +18,7 @@ TRUE_SKILL = {"specialist": 0.9, "boaster": 0.4}
 
 
 def offering(agent: str, service: str = SERVICES[0], *, breadth: int = 1, **fields: Any) -> Offering:
-    own = {key: fields.pop(key) for key in ("relevance", "closeness", "pressure") if key in fields}
+    own = {key: fields.pop(key) for key in ("relevance", "closeness") if key in fields}
     record = ServiceRecord(agent=agent, service=service, **fields)
     return Offering(record, breadth=breadth, **({"relevance": 0.9} | own))
 
@@ -67,7 +67,6 @@ def test_bad_luck_at_the_start_is_no_end() -> None:
         ({"relevance": 0.9}, {"relevance": 0.5}),
         ({"closeness": 0.9}, {"closeness": 0.3}),
         ({}, {"price_usd": 0.02}),
-        ({}, {"pressure": 3.0}),
         ({"accuracy": 0.9}, {"accuracy": 0.3}),
         ({"breadth": 1}, {"breadth": 40}),
         ({"place": "kitchen"}, {"place": "garage"}),
@@ -90,10 +89,10 @@ def test_the_place_spoken_of_beats_the_requesters() -> None:
 
 
 def test_the_score_is_in_right_answers_and_the_reason_says_what_it_is_made_of() -> None:
-    matcher = CapabilityMatcher(SkillBook(), Worth(answer_usd=0.1, waiting=0.05, curiosity=0.0))
-    [found] = matcher.rank("?", [offering("a", relevance=0.8, price_usd=0.01, pressure=2.0)])
+    matcher = CapabilityMatcher(SkillBook(), Worth(answer_usd=0.1, curiosity=0.0))
+    [found] = matcher.rank("?", [offering("a", relevance=0.8, price_usd=0.01)])
     assert found.probability == pytest.approx(0.65 * 0.8)
-    assert found.score == pytest.approx(0.65 * 0.8 - 0.1 - 0.1)
+    assert found.score == pytest.approx(0.65 * 0.8 - 0.1)
     assert found.reason.startswith("right 0.65 x fit 0.80") and "price -0.100" in found.reason
     assert matcher.rank("?", []) == []
 

@@ -23,11 +23,11 @@ from mqttcollab.messages import Candidate, ErrorInfo, Load, PlanStep, Reply, Ser
 from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
 from mqttcollab.orchestrator.aggregate import with_sources
 from mqttcollab.orchestrator.decide import Decider
-from mqttcollab.orchestrator.dispatch import Outcome
+from mqttcollab.orchestrator.dispatch import Attempt, Outcome
 from mqttcollab.orchestrator.results import result_of
 from mqttcollab.orchestrator.schedule import Ranked, least_pressure
 from mqttcollab.runtimes.embedders import load_embedder
-from mqttcollab.topics import ORCHESTRATION
+from mqttcollab.topics import ORCHESTRATION, Status
 
 pytest.importorskip("wordllama", reason="finding services by meaning takes wordllama: pip install 'mqttcollab[embed]'")
 
@@ -371,3 +371,36 @@ def test_what_stands_for_a_step_is_the_number_that_was_asked_for(
     text: str, data: dict[str, object] | None, result: str
 ) -> None:
     assert result_of(text, "data.gpt/health/heart-rate", Reply(id="x", output=" fine ", data=data)) == result
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [("How warm is it outside?", "21.5"), ("Is it raining?", "0.4"), ("Who wrote this?", "fine"), ("", "fine")],
+)
+def test_a_number_asked_for_in_other_words_is_found_by_meaning(text: str, result: str) -> None:
+    reply = Reply(id="x", output="fine", data={"humidity": 40.25, "temperature": 21.5, "rain": 0.4})
+    embedder = load_embedder("wordllama")
+    assert result_of(text, "data.gpt/weather", reply, embedder) == result
+    assert result_of(text, "knowledge.gpt/weather", reply, embedder) == "fine"
+
+
+def declined(number: int, service: str, relevance: float) -> Outcome:
+    found = outcome(number, service, None, code="no_capability")
+    present = Offer(ServiceRecord(agent="a", service=service), AgentView("a", status=Status("online", 1)))
+    found.attempts, found.relevance = [Attempt(present, error=found.step.error)], relevance
+    return found
+
+
+@pytest.mark.parametrize(("relevance", "missed"), [(0.8, False), (0.95, True)])
+def test_who_declines_is_missed_only_if_it_seemed_likelier_than_who_answered(relevance: float, missed: bool) -> None:
+    answered = outcome(1, WIND, "5 m/s")
+    answered.relevance = 0.9
+    answer = with_sources([answered, declined(2, "computation.gpt/area", relevance)])
+    assert bool(answer.missing) == missed
+    assert (answer.confidence or 0) == pytest.approx(0.8 / (2 if missed else 1), abs=1e-3)
+
+
+def test_what_is_hardly_right_comes_last() -> None:
+    nonsense, wind = outcome(1, "knowledge.gpt/general", "Green", after=[2]), outcome(2, WIND, "5 m/s")
+    nonsense.step.verdict = Verdict(score=-4, probability=0.02, reason="guessed")
+    assert with_sources([nonsense, wind]).text == "5 m/s [@a]\nGreen [@a]"

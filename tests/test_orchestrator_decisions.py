@@ -245,7 +245,7 @@ async def test_where_the_specialist_declines_a_general_model_answers(memory_brok
     async with city(memory_broker, doctor, general) as test:
         reply = await test.ask("What do I do about a burn?")
     assert (len(doctor.asked), len(general.asked)) == (1, 1)
-    assert (reply.output or "").startswith("Cold water\n(Nobody here specialises")
+    assert (reply.output or "").startswith("Cold water\n(No specialist here could answer")
 
 
 async def test_who_costs_more_than_the_budget_is_not_asked(memory_broker: MemoryBroker) -> None:
@@ -417,7 +417,7 @@ async def test_where_all_who_vote_decline_a_general_model_answers(memory_broker:
     general = Expert("phone-1", GENERAL, "Cold water")
     async with city(memory_broker, *doctors, general, options=OrchestratorOptions(answers=2)) as test:
         reply = await test.ask("What do I do about a burn?")
-        assert (reply.output or "").startswith("Cold water\n(Nobody here specialises")
+        assert (reply.output or "").startswith("Cold water\n(No specialist here could answer")
     async with city(MemoryBroker(), *doctors, options=OrchestratorOptions(answers=2)) as test:
         assert (await test.refused("What do I do about a burn?")).code == "no_capability"
 

@@ -1,4 +1,4 @@
-"""Who should get a subtask: by what an agent covers, what it turned out to be worth, its cost, its load and place."""
+"""Who should get a subtask: by what an agent covers, what it turned out to be worth, its cost and place."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ class Offering:
         record: what it announced.
         relevance: the probability that the subtask touches its service.
         closeness: the cosine of the subtask with the nearest of this agent's own examples, where there is one.
-        pressure: requests running and waiting per slot.
         breadth: how many services the agent offers in all.
     """
 
     record: ServiceRecord
     relevance: float
     closeness: float | None = None
-    pressure: float = 0.0
     breadth: int = 1
 
 
@@ -40,7 +38,6 @@ class Worth:
 
     Attributes:
         answer_usd: what a right answer is worth in US dollars, so a price of that much eats all of it.
-        waiting: what it costs if one more request per slot is under way or waiting.
         place: what it brings if the agent is at the place that is spoken of, or that the requester is at.
         distance: how much less likely a right answer gets per unit of cosine behind the closest agent's examples.
         curiosity: what a standard deviation of the agent's skill adds, times √log of the verdicts on all candidates:
@@ -51,13 +48,12 @@ class Worth:
     """
 
     answer_usd: float = 0.05
-    waiting: float = 0.05
     place: float = 0.1
     distance: float = 0.5
     curiosity: float = 0.3
 
     def __post_init__(self) -> None:
-        if not (self.answer_usd > 0 and min(self.waiting, self.place, self.distance, self.curiosity) >= 0):
+        if not (self.answer_usd > 0 and min(self.place, self.distance, self.curiosity) >= 0):
             raise ConfigError(f"{self}: answer_usd must be positive, and nothing negative")
 
 
@@ -77,7 +73,7 @@ class CapabilityMatcher:
         """Return the candidates, best first.
 
         `probability` = skill x relevance x closeness: that its answer will be right. `score` = probability - price /
-        answer_usd - waiting x pressure + place x (share of its place's words that are spoken of) + curiosity, in right
+        answer_usd + place x (share of its place's words that are spoken of) + curiosity, in right
         answers.
 
         Args:
@@ -101,20 +97,18 @@ class CapabilityMatcher:
         fit = offering.relevance * max(0.0, 1 - worth.distance * behind)
         probability = skill.probability * fit
         price = record.price_usd / worth.answer_usd
-        waiting = worth.waiting * offering.pressure
         its = _words(record.place)
         near = worth.place * len(its & here) / max(1, len(its))
         deviation = self.skill.uncertainty(record.agent, record.service, prior=prior)
         curious = curiosity * deviation * offering.relevance
         parts = [f"right {skill.probability:.2f} x fit {fit:.2f} ({skill.reason})"]
         parts += [f"price -{price:.3f}"] if price else []
-        parts += [f"load -{waiting:.2f}"] if waiting else []
         parts += [f"at {record.place} +{near:.2f}"] if near else []
         parts += [f"curiosity +{curious:.2f}"] if curious >= 0.005 else []
         return Candidate(
             agent=record.agent,
             service=record.service,
-            score=round(probability - price - waiting + near + curious, 4),
+            score=round(probability - price + near + curious, 4),
             probability=round(probability, 4),
             reason="; ".join(parts),
         )

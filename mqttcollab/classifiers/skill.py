@@ -16,6 +16,8 @@ _PRIOR, _PRIOR_STRENGTH, _LENT = 0.65, 4.0, 4.0
 # Of a stated confidence until verdicts tell: its usual value, how much of a deviation from it is believed, and the
 # strength of either belief (in verdicts, and in their summed squared deviation).
 _USUAL, _SLOPE, _CONFIDENCES, _DEVIATION = 0.75, 0.5, 2.0, 0.5
+# The most that a claimed accuracy adds to the prior: claims decide between equals, not more.
+_PROUD = 0.05
 _LEAST, _MOST = 0.02, 0.98
 
 
@@ -177,11 +179,11 @@ def prior_of(accuracy: float | None, breadth: int) -> float:
     """Return what to expect of an agent of which there is no verdict.
 
     Args:
-        accuracy: what its record claims; half believed.
+        accuracy: what its record claims; half believed where it is modest, and hardly where it is proud.
         breadth: how many services it offers: who offers very many is believed less in each.
     """
     base = 0.5 + (_PRIOR - 0.5) / (1 + math.log2(max(1, breadth)) / 2)
-    return base if accuracy is None else (base + accuracy * base / _PRIOR) / 2
+    return base if accuracy is None else base + min(_PROUD, (accuracy - _PRIOR) / 2)
 
 
 def _domains(service: str) -> Iterator[str]:

@@ -56,12 +56,14 @@ def warn(text: str) -> None:
 
 def step_line(step: Step, elapsed_s: float) -> str:
     """A step of a timeline, and why the service was asked."""
-    mark = "[green]✓[/]" if step.status == "ok" else "[red]✗[/]"
+    mark = {"ok": "[green]✓[/]", "skipped": "[dim]–[/]"}.get(step.status, "[red]✗[/]")
     who = f"[bold]@{safe(step.agent)}[/]  " if step.agent else ""
     took = f"  {step.elapsed_ms:.0f} ms" if step.elapsed_ms is not None else ""
     line = f"  {elapsed_s:6.2f} s  {mark} #{step.number} {who}{safe(step.service)}{took}"
     if step.after:
         line += f"  [dim]after {', '.join(f'#{number}' for number in step.after)}[/]"
+    if step.status == "skipped":
+        return f"{line}  [dim]has nothing on it: {safe(step.error.message if step.error is not None else '')}[/]"
     if step.error is not None:
         line += f"  [red]{safe(step.error.code)}: {safe(step.error.message)}[/]"
     if step.reason:

@@ -62,7 +62,8 @@ class Notes(Service):
 
     async def stopping(self) -> None:
         """Announces no more changes."""
-        self._kb.on_change.remove(self._announce)
+        if self._announce in self._kb.on_change:
+            self._kb.on_change.remove(self._announce)
 
     async def handle(self, request: Request) -> Answer:
         """The note of that very question."""

@@ -12,6 +12,9 @@ from mqttcollab.orchestrator.dispatch import Outcome
 from mqttcollab.service import Answer
 
 _MOST_CHARACTERS = 500
+# An answer less likely right than this comes after all others.
+_DOUBTFUL = 0.1
+
 Aggregator = Callable[[Sequence[Outcome]], Answer]
 
 
@@ -19,7 +22,7 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     """The answers one after another, conclusions before the data they rest on, each with who gave it.
 
     The confidence is the probability that all parts are right (as if they were independent), times the share of the
-    parts that answered. Who declines a subtask that somebody else did is not missed: it was a wrong guess to ask.
+    parts that answered. Who declines a subtask that a likelier service did is not missed: it was a wrong guess to ask.
 
     Raises:
         RequestError: no part answered; with the code that the parts agree on, else `internal`.
@@ -27,10 +30,9 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
     answered = [o for o in outcomes if o.reply is not None]
     if not answered:
         raise _nothing(outcomes)
-    done = {outcome.step.text for outcome in answered}
-    missed = [o for o in outcomes if o.reply is None and not (o.declined and o.step.text in done)]
-    missing = [_missing(outcome) for outcome in missed]
-    answered.sort(key=lambda o: not o.step.after)
+    missed = [o for o in outcomes if o.reply is None and not _needless(o, answered)]
+    missing = [_missing(outcome) for outcome in missed] + [said for o in answered for said in _failed_before(o)]
+    answered.sort(key=lambda o: (_doubtful(o), not o.step.after))
     sure = math.prod(o.step.verdict.probability for o in answered if o.step.verdict is not None)
     return Answer(
         text=_text(answered, missing),
@@ -41,6 +43,25 @@ def with_sources(outcomes: Sequence[Outcome]) -> Answer:
         steps=[o.step for o in outcomes],
         missing=missing,
     )
+
+
+def _needless(outcome: Outcome, answered: Sequence[Outcome]) -> bool:
+    return outcome.declined and any(
+        other.step.text == outcome.step.text and other.relevance >= outcome.relevance for other in answered
+    )
+
+
+def _doubtful(outcome: Outcome) -> bool:
+    return outcome.step.verdict is not None and outcome.step.verdict.probability < _DOUBTFUL
+
+
+def _failed_before(outcome: Outcome) -> list[str]:
+    """The specialists that failed, where somebody who is none answered in their place; not those that declined."""
+    return [
+        f"{attempt.offer.record.service} (@{attempt.offer.agent.name}: {attempt.error.code}, {attempt.error.message})"
+        for attempt in outcome.attempts
+        if attempt.error is not None and not attempt.declined and attempt.offer.record.service != outcome.step.service
+    ]
 
 
 def _text(answered: Sequence[Outcome], missing: Sequence[str]) -> str:

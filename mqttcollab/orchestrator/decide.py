@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mqttcollab.classifiers.capability import Offering
@@ -54,6 +54,11 @@ class PlannedStep:
     answers: int = 1
     whole: bool = False
 
+    @property
+    def relevance(self) -> float:
+        """The probability that its service matters; 1 where somebody named it."""
+        return next((one.probability for one in self.domains if one.service == self.service), 1.0)
+
     def described(self) -> PlanStep:
         """The step as others see it."""
         return PlanStep(
@@ -87,6 +92,7 @@ class Decider:
         strong: the service that is asked where the fallback's answer can't be trusted.
         answers: how many agents are asked the same, but for data.
         detect_gaps: False asks the closest service however far it is.
+        closeness: of a text to each offer's own examples (cosine); tells the agents of one service apart.
     """
 
     classifiers: Classifiers
@@ -96,6 +102,7 @@ class Decider:
     strong: str | None = None
     answers: int = 1
     detect_gaps: bool = True
+    closeness: Callable[[str, Sequence[Offer]], list[float]] | None = None
 
     async def decide(self, request: Request, offers: Sequence[Offer]) -> Decision:
         """The plan for a question.
@@ -267,7 +274,13 @@ class _Draft:
         return PlannedStep(0, text, service, ranked=ranked or strong, strong=strong if ranked else (), reason=reason)
 
     def _rank(self, text: str, offers: Sequence[Offer], relevance: float) -> tuple[Ranked, ...]:
-        offerings = [Offering(o.record, relevance, breadth=len(o.agent.records)) for o in offers]
+        near: Sequence[float | None] = [None] * len(offers)
+        if len(offers) > 1 and self._decider.closeness is not None:
+            near = self._decider.closeness(plain(text), offers)
+        offerings = [
+            Offering(offer.record, relevance, closeness, breadth=len(offer.agent.records))
+            for offer, closeness in zip(offers, near, strict=True)
+        ]
         by_agent = {offer.agent.name: offer for offer in offers}
         ranked = self._decider.classifiers.capability.rank(plain(text), offerings)
         return tuple(Ranked(by_agent[candidate.agent], candidate) for candidate in ranked)

@@ -6,9 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from mqttcollab.classifiers.base import AnswerJudge
 from mqttcollab.classifiers.router import Router
+from mqttcollab.classifiers.skill import SkillBook
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree
@@ -21,11 +23,16 @@ from mqttcollab.orchestrator.schedule import Ranked, Scheduler
 from mqttcollab.peers import unless_lost
 from mqttcollab.plans.plan import fill, references
 
+if TYPE_CHECKING:
+    from mqttcollab.runtimes.base import Embedder
+
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
 # The pauses, in seconds, after which one who is busy is asked again.
 _BUSY_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 # What a strong model's call must gain on average, in right answers.
 _STRONG_PRICE = 0.1
+# So many verdicts on an agent in a service count as much as the judge's opinion of its answer.
+_VERDICTS_THAT_WEIGH_THE_SAME = 4.0
 
 
 @dataclass(slots=True)
@@ -36,7 +43,6 @@ class Attempt:
     seconds: float = 0.0
     reply: Reply | None = None
     error: ErrorInfo | None = None
-    verdict: Verdict | None = None
 
     @property
     def declined(self) -> bool:
@@ -53,12 +59,14 @@ class Outcome:
         reply: the answer, if there is one.
         attempts: who was asked one after the other.
         consensus: where several answered.
+        relevance: the probability that the step's service matters for what was asked.
     """
 
     step: Step
     reply: Reply | None = None
     attempts: list[Attempt] = field(default_factory=list)
     consensus: Consensus | None = None
+    relevance: float = 1.0
 
     @property
     def declined(self) -> bool:
@@ -88,6 +96,7 @@ class Dispatcher:
         trust: an answer less likely right than this is put to a further agent, where there is one.
         router: says instead of `trust` whether a general model's answer will do, or a strong model is asked.
         share: False passes no step's result on to another.
+        skill: how right everybody has been.
     """
 
     registry: Registry
@@ -96,6 +105,7 @@ class Dispatcher:
     trust: float = 0.5
     router: Router | None = None
     share: bool = True
+    skill: SkillBook = field(default_factory=SkillBook)
     own: Counter[str] = field(default_factory=Counter)
 
     async def run(self, plan: Sequence[PlannedStep], asking: Asking, deadline: float) -> AsyncGenerator[Outcome, None]:
@@ -130,8 +140,9 @@ class Dispatcher:
             after=sorted(step.after),
             start_ms=round(1000 * (begun - run.started), 1),
         )
-        outcome = Outcome(result)
-        results = {o.step.number: _result(o, share=self.share) for o in before if o.reply is not None}
+        outcome = Outcome(result, relevance=step.relevance)
+        embedder = run.asking.agent.embedder
+        results = {o.step.number: self._result(o, embedder) for o in before if o.reply is not None}
         if missing := sorted(references(step.text) - results.keys()):
             result.status = "skipped"
             result.error = ErrorInfo(code="no_capability", message=f"step {missing[0]} gave no result for it")
@@ -227,8 +238,8 @@ class Dispatcher:
             if left == spare + 1 > 1:
                 await self._insist(asking, attempt, replace(question, seconds=end))
             if attempt.reply is not None:
-                attempt.verdict = self.judge.judge(result.text or "", attempt.reply, question.context)
-                if attempt.verdict.probability >= self.trust:
+                verdict = self._judged(result, attempt.offer.agent.name, attempt.reply, question.context)
+                if verdict.probability >= self.trust:
                     break
         answered = [a for a in outcome.attempts if a.reply is not None]
         if not answered:
@@ -237,7 +248,7 @@ class Dispatcher:
             return
         chosen = answered[0]
         if len(answered) > 1:
-            votes = [(a.offer.agent.name, _reply(a), _weight(a)) for a in answered]
+            votes = [(a.offer.agent.name, _reply(a), self._weight(result, a)) for a in answered]
             outcome.consensus = agree(votes, question=result.text or "", embedder=asking.agent.embedder)
             if outcome.consensus is not None:
                 chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
@@ -270,7 +281,7 @@ class Dispatcher:
 
     def _verdict(self, outcome: Outcome, context: Sequence[ContextItem]) -> Verdict:
         assert outcome.reply is not None
-        verdict = self.judge.judge(outcome.step.text or "", outcome.reply, context)
+        verdict = self._judged(outcome.step, outcome.step.agent or "", outcome.reply, context)
         if outcome.consensus is None:
             return verdict
         agreement = outcome.consensus.agreement
@@ -279,6 +290,32 @@ class Dispatcher:
             probability=verdict.probability * agreement,
             reason=f"{verdict.reason}; {agreement:.0%} of the votes agree",
         )
+
+    def _result(self, outcome: Outcome, embedder: Embedder | None) -> str:
+        """What stands for a step's result in another's text: the question itself where results are not passed on."""
+        assert outcome.reply is not None
+        if not self.share:
+            return outcome.step.text or ""
+        return result_of(outcome.step.text or "", outcome.step.service, outcome.reply, embedder)
+
+    def _judged(self, step: Step, agent: str, reply: Reply, context: Sequence[ContextItem]) -> Verdict:
+        """The judge's verdict; of what nobody can check, the more the agent's record counts the longer it is."""
+        verdict = self.judge.judge(step.text or "", reply, context)
+        known = self.skill.verdicts(agent, step.service)
+        if known < 1 or self.judge.check(step.text or "", reply) is not None:
+            return verdict
+        measured = self.skill.expected(agent, step.service, reply.confidence)
+        share = known / (known + _VERDICTS_THAT_WEIGH_THE_SAME)
+        return Verdict(
+            score=verdict.score,
+            probability=(1 - share) * verdict.probability + share * measured.probability,
+            reason=f"{verdict.reason}; {measured.reason}",
+        )
+
+    def _weight(self, step: Step, attempt: Attempt) -> float:
+        checked = self.judge.check(step.text or "", _reply(attempt))
+        name, service = attempt.offer.agent.name, attempt.offer.record.service
+        return self.skill.expected(name, service).score if checked is None else checked
 
 
 def _specialist_services(step: PlannedStep) -> set[str]:
@@ -297,19 +334,6 @@ def _levels(plan: Sequence[PlannedStep]) -> dict[int, int]:
 def _reply(attempt: Attempt) -> Reply:
     assert attempt.reply is not None
     return attempt.reply
-
-
-def _weight(attempt: Attempt) -> float:
-    assert attempt.verdict is not None
-    return attempt.verdict.probability
-
-
-def _result(outcome: Outcome, *, share: bool) -> str:
-    """What stands for a step's result in another's text: the question itself where results are not passed on."""
-    assert outcome.reply is not None
-    if not share:
-        return outcome.step.text or ""
-    return result_of(outcome.step.text or "", outcome.step.service, outcome.reply)
 
 
 def _context(outcome: Outcome) -> ContextItem:

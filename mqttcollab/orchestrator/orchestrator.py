@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
 _NO_SPECIALIST = "(Nobody here specialises in this question: a general model answered it, unverified.)"
+_NOT_ABLE = "(No specialist here could answer this: a general model did, unverified.)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Orchestrator(Service):
             self.options.strong,
             answers=self.options.answers,
             detect_gaps=self.options.detect_gaps,
+            closeness=lambda text, offers: agent.registry.closeness(text, offers),
         )
         self._dispatcher: Dispatcher | None = None
         self._learner: Learner | None = None
@@ -113,7 +115,13 @@ class Orchestrator(Service):
         registry = await self._agent.follow()
         options = self.options
         self._dispatcher = Dispatcher(
-            registry, options.scheduler, self.classifiers.judge, options.trust, options.router, options.share
+            registry,
+            options.scheduler,
+            self.classifiers.judge,
+            trust=options.trust,
+            router=options.router,
+            share=options.share,
+            skill=self.classifiers.capability.skill,
         )
         self._learner = Learner(registry, self.classifiers.domains, self._is_specialist)
         self._progress = Progress(self._agent.transport)
@@ -150,8 +158,10 @@ class Orchestrator(Service):
             progress.failed(error)
             raise
         answer.plan = decision.plan
-        if any(o.reply is not None and o.step.service in self._general for o in outcomes):
-            answer.text += "\n" + _NO_SPECIALIST
+        general = {o.step.number for o in outcomes if o.reply is not None and o.step.service in self._general}
+        if general:
+            tried = any(step.number in general and step.service not in self._general for step in decision.steps)
+            answer.text += "\n" + (_NOT_ABLE if tried else _NO_SPECIALIST)
         progress.done(answer.text)
         yield answer
 
