@@ -260,14 +260,15 @@ def main() -> None:
 def weights_file(model: str, cases: Sequence[Case], result: Result) -> Result:
     """What `load_weights` reads, and where it comes from."""
     used = [case for case in cases if by_rule(case.asked.question, case.text) is None]
+    rated = result["no exact check"]
     return {
         "made_by": "python -m benchmarks.judge --save",
         "model": model,
-        "answers": len(used),
-        "right": sum(case.right for case in used),
-        "cross_validated": {
+        "fitted_to": {"what": "no rule decides", "n": len(used), "right": sum(case.right for case in used)},
+        "cross_validated": {"what": "no exact check", "n": rated["n"], "right": rated["right"]}
+        | {
             name: {key: round(row[key], 3) for key in ("auroc", "ece", "brier")}
-            for name, row in result["no exact check"].items()
+            for name, row in rated.items()
             if isinstance(row, dict)
         },
         "stages": {name: asdict(stage) for name, stage in fit(cases).items()},

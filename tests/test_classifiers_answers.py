@@ -200,7 +200,7 @@ async def test_a_sample_that_fails_ends_the_others() -> None:
 def test_the_weights_say_where_they_come_from() -> None:
     path = Path(words.__file__).parent / "data" / "judge.json"
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found["model"] and found["answers"] > 200 and found["cross_validated"]
+    assert found["model"] and found["fitted_to"]["n"] > 200 and found["cross_validated"]["n"] > 200
     assert load_weights(path) == load_weights() and set(load_weights()) == set(STAGES)
 
 

@@ -130,6 +130,47 @@ def test_a_service_that_says_nothing_is_known_by_its_name(classifier: FewShotCla
     assert classifier.relevance("What is my heart rate?")[0].service == HEART
 
 
+def only_centroid(known: ServiceRecord, **changes: Any) -> ServiceRecord:
+    """What a record says that leaves its texts out."""
+    embedder = load_embedder("wordllama")
+    centroid = embedder.embed(known.examples).mean(axis=0).tolist()
+    facts = {"embedding_model": embedder.model, "dimension": embedder.dimension, "centroid": centroid} | changes
+    return ServiceRecord(**{"agent": known.agent, "service": known.service} | facts)
+
+
+def first_right(classifier: FewShotClassifier) -> float:
+    rows = [row for row in map(json.loads, QUESTIONS.read_text().splitlines()) if row["services"]]
+    return sum(classifier.relevance(row["text"])[0].service in row["services"] for row in rows) / len(rows)
+
+
+def test_a_service_without_texts_is_known_by_its_centroid(classifier: FewShotClassifier) -> None:
+    classifier.learn([record(r.service, []) for r in records()])
+    by_name = first_right(classifier)
+    classifier.learn([only_centroid(r) for r in records()])
+    assert first_right(classifier) > by_name + 0.15
+    assert "closest is the centroid" in " ".join(r.reason for r in classifier.relevance("Am I asleep yet?"))
+
+
+@pytest.mark.parametrize("changes", [{"embedding_model": "other"}, {"centroid": [1.0] * 8}, {"centroid": [0.0] * 256}])
+def test_a_centroid_of_other_vectors_is_passed_over(classifier: FewShotClassifier, changes: dict[str, Any]) -> None:
+    found = []
+    for known in (record(HEART, []), only_centroid(record(HEART, ["What is my pulse?"]), **changes)):
+        classifier.learn([known, record(WEATHER, ["Is it raining?"])])
+        found.append(classifier.relevance("What is my pulse?"))
+    assert found[0] == found[1]
+
+
+def test_beside_texts_a_centroid_changes_nothing_but_another_agents_counts(classifier: FewShotClassifier) -> None:
+    told, other = record(WEATHER, ["Is it raining?"]), record(HEART, ["What is my pulse?"])
+    facts = only_centroid(record(WEATHER, ["How strong is the wind?"]), agent="b-2")
+    found = []
+    for records_ in ([told], [facts.model_copy(update={"agent": "a-1", "examples": told.examples})], [told, facts]):
+        classifier.learn([*records_, other])
+        found.append({r.service: r for r in classifier.relevance("How strong is the wind?")}[WEATHER])
+    assert found[0] == found[1]
+    assert found[2].score > found[0].score and "closest is the centroid" in found[2].reason
+
+
 def test_without_records_everything_is_a_gap() -> None:
     classifier = FewShotClassifier(load_embedder("wordllama"))
     for known in (None, []):

@@ -183,13 +183,8 @@ class ExampleClassifier:
         if texts:
             return
         name = record.service.partition("/")[2].replace("/", " ").replace("-", " ")
-        centroid = None
-        if record.centroid is not None and record.embedding_model == self._embedder.model:
-            centroid = np.array(record.centroid, np.float32)
-            length = float(np.linalg.norm(centroid))
-            usable = len(centroid) == self._embedder.dimension and 0 < length < np.inf
-            centroid = centroid / np.float32(length) if usable else None
-        yield name, centroid
+        centroid = record.centroid_for(self._embedder.model, self._embedder.dimension)
+        yield name, None if centroid is None else np.array(centroid, np.float32)
 
     def _read(self, texts: Sequence[str]) -> None:
         """Embed the texts that are new, and forget those that are gone."""

@@ -46,6 +46,7 @@ class FewShotClassifier:
     A logistic function per service gives the probability that the question touches it, whatever it is for the
     others; another one, of the best services' numbers, that nobody covers the question. Their weights and
     thresholds come from simulated fleets of other services (`mqttcollab calibrate`); nothing is trained here.
+    A record without texts counts by its centroid, if that is of the embedder's model, as one example would.
 
     Args:
         embedder: makes the vectors.
@@ -78,7 +79,8 @@ class FewShotClassifier:
 
     def learn(self, records: Sequence[ServiceRecord]) -> None:
         """Takes these records instead of any before; those of one service are pooled."""
-        described = {name: service for name, service in _pooled(records).items() if self._usable(service)}
+        pooled = _pooled(records, self._memory.embedder)
+        described = {name: service for name, service in pooled.items() if self._usable(service)}
         background = self.calibration.background
         examples = Examples(list(described.values()), self._memory, background) if described else None
         self._known = _Known(tuple(described), examples)
@@ -146,7 +148,9 @@ def _closest(answer: _Answer, examples: Examples, service: int) -> str:
     place, cosine = answer.closeness.closest[service]
     words = ", ".join(word[:_SHOWN] for word in answer.closeness.known[service][:3])
     shared = f"shares {words}" if words else "shares no telling word"
-    return f"closest is {examples.texts[place][:_SHOWN]!r} (cosine {cosine:.2f}, {shared})"
+    text = examples.texts[place]
+    closest = "the centroid of its examples" if text is None else repr(text[:_SHOWN])
+    return f"closest is {closest} (cosine {cosine:.2f}, {shared})"
 
 
 def gap_signals(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -164,7 +168,7 @@ class EmbeddingMemory:
     """
 
     def __init__(self, embedder: Embedder, remembered: int = _REMEMBERED_TEXTS) -> None:
-        self._embedder, self._remembered = embedder, remembered
+        self.embedder, self._remembered = embedder, remembered
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -175,20 +179,27 @@ class EmbeddingMemory:
             vectors = self._vectors = {}  # another thread may still read the old ones
             missing = list(dict.fromkeys(texts))
         if missing:
-            vectors.update(zip(missing, self._embedder.embed(missing), strict=True))
+            vectors.update(zip(missing, self.embedder.embed(missing), strict=True))
         return np.stack([vectors[text] for text in texts])
 
 
-def _pooled(records: Sequence[ServiceRecord]) -> dict[str, Described]:
-    """Return what all agents say of each service; one that says nothing is known by its name."""
-    pooled: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+def _pooled(records: Sequence[ServiceRecord], embedder: Embedder) -> dict[str, Described]:
+    """Return what all agents say of each service; one that says nothing is known by its name.
+
+    A record without texts adds its centroid, if that is of the embedder's model.
+    """
+    pooled: dict[str, tuple[dict[str, None], dict[str, None], dict[tuple[float, ...], None]]] = {}
     for record in records:
-        descriptions, examples = pooled.setdefault(record.service, ({}, {}))
+        descriptions, examples, centroids = pooled.setdefault(record.service, ({}, {}, {}))
+        texts = [text for text in record.examples if normal(text)]
         descriptions.update(dict.fromkeys(text for text in (record.description,) if normal(text)))
-        examples.update(dict.fromkeys(text for text in record.examples if normal(text)))
+        examples.update(dict.fromkeys(texts))
+        centroid = record.centroid_for(embedder.model, embedder.dimension)
+        if centroid is not None and not texts and not normal(record.description):
+            centroids[tuple(centroid)] = None
     return {
-        name: Described(tuple(descriptions or ([] if examples else [_spoken(name)])), tuple(examples))
-        for name, (descriptions, examples) in pooled.items()
+        name: Described(tuple(descriptions or ([] if examples else [_spoken(name)])), tuple(examples), tuple(centroids))
+        for name, (descriptions, examples, centroids) in pooled.items()
     }
 
 

@@ -78,10 +78,14 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A service as its records tell it: what it is, and what one may ask it."""
+    """A service as its records tell it: what it is, what one may ask it, and where only vectors tell that, these.
+
+    A centroid, of unit length, counts as one example of which the words are not known.
+    """
 
     descriptions: tuple[str, ...]
     examples: tuple[str, ...]
+    centroids: tuple[tuple[float, ...], ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -111,22 +115,29 @@ class Examples:
         services: each with one text at least.
         embed: gives rows of unit length; remembers what it has seen.
         background: what to discount.
+
+    Attributes:
+        texts: of each row of the vectors; None for a centroid's.
     """
 
     def __init__(self, services: Sequence[Described], embed: Embed, background: Background) -> None:
-        self.texts = [text for service in services for text in service.texts]
+        self.texts = [text for service in services for text in (*service.texts, *[None] * len(service.centroids))]
         self._embed, self._background = embed, background
-        counts = np.array([len(service.texts) for service in services])
+        counts = np.array([len(service.texts) + len(service.centroids) for service in services])
         self._starts = np.cumsum(counts) - counts
         self._ends = np.cumsum(counts)
-        normals = [normal(text) for text in self.texts]
-        self._vectors = background.centred(embed(normals))
+        normals = [normal(text or "") for text in self.texts]
+        told = np.array([text is not None for text in self.texts])
+        self._vectors = np.empty((len(told), len(background.mean)), np.float32)
+        self._vectors[told] = background.centred(embed([normal(text) for text in self.texts if text is not None]))
+        if given := [centroid for service in services for centroid in service.centroids]:
+            self._vectors[~told] = background.centred(np.array(given, np.float32))
         sums = np.add.reduceat(self._vectors, self._starts)
         self._centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
         self._described = np.concatenate(
-            [np.arange(len(service.texts)) < len(service.descriptions) for service in services]
+            [np.arange(n) < len(service.descriptions) for n, service in zip(counts, services, strict=True)]
         )
-        self._sizes = np.log1p([len(service.examples) for service in services])
+        self._sizes = np.log1p([len(service.examples) + len(service.centroids) for service in services])
         self._hashing = HashedTfIdf(_WIDTH)
         self._hashing.fit(normals)
         self._hashed = self._hashing.transform(normals)
