@@ -28,6 +28,20 @@ EXAMPLES = (
     "2 to the power of 10",
     "What is half of 90?",
     "(5 + 8) * 4",
+    "8 * 9",
+    "What is 56 / 7?",
+    "17 - 4 + 6",
+    "How many are 7 dozen?",
+    "What percentage of 60 is 15?",
+    "Square of 14",
+    "What is the sum of 4, 8 and 15?",
+    "The product of 21 and 3",
+    "Difference between 90 and 37",
+    "What is a third of 120?",
+    "Split 84 into 4 equal parts, how much is each?",
+    "Increase 200 by 12%",
+    "I pay 3.50 for each of 6 tickets, how much is that altogether?",
+    "Average of 10, 20 and 60",
 )
 
 

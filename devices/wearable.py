@@ -109,6 +109,18 @@ class HeartRate(Service):
         "My heartbeat feels irregular",
         "Did my pulse go up?",
         "How many beats per minute does my heart do at rest?",
+        "Measure my pulse",
+        "Is my heart racing?",
+        "What does my watch say about my heart?",
+        "Is my heart beating regularly?",
+        "Am I calm or agitated?",
+        "Heart rate after climbing the stairs",
+        "Do I have tachycardia?",
+        "Is a pulse of mine this slow normal?",
+        "RMSSD and SDNN of my heartbeat",
+        "How quickly does my heart recover?",
+        "Is my body under strain?",
+        "Has my heart skipped a beat?",
     )
 
     def __init__(self, recording: Recording, observer: Observer) -> None:

@@ -41,6 +41,18 @@ EXAMPLES = (
     "Will I get wet when I go out?",
     "Is it too hot for children to do sports outdoors?",
     "What are the weather risks for a street festival or open-air market today?",
+    "What is the temperature?",
+    "Is it cold outside?",
+    "Is it sunny or cloudy?",
+    "Are there strong gusts?",
+    "How much has it rained in the last hour?",
+    "Should I wear a coat?",
+    "Is it slippery from frost or snow?",
+    "Can I dry my laundry outside?",
+    "How is the visibility for driving?",
+    "Is it muggy out there?",
+    "Is it pleasant for a walk or a picnic?",
+    "Has it got warmer since the morning?",
 )
 UNITS = {
     "temperature": "Cel",

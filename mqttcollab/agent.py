@@ -15,8 +15,9 @@ from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.life import Life, TransportFactory
 from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
 from mqttcollab.peers import Limits
-from mqttcollab.presence import Presence
+from mqttcollab.presence import Presence, typed
 from mqttcollab.service import Service
+from mqttcollab.topics import record_topic
 from mqttcollab.transport.base import Transport
 
 __all__ = ["Agent", "AgentOptions", "TransportFactory"]
@@ -48,6 +49,35 @@ class Agent(Declaration):
         if self._life is not None:
             raise ConfigError(f"@{self.name}: add services before the agent starts")
         return super().add(service)
+
+    def update(
+        self,
+        service: str,
+        *,
+        description: str | None = None,
+        examples: Sequence[str] | None = None,
+        accuracy: float | None = None,
+        price_usd: float | None = None,
+    ) -> None:
+        """Changes what a service's record says, also while the agent runs; what is None stays as it is.
+
+        The record is published again in the background: at once, and then at most every `options.update_s` seconds,
+        however often this is called. After a reconnection it is the changed one that is announced.
+
+        Args:
+            service: one of the agent's services.
+            description: one or two sentences.
+            examples: questions that it answers, at most 256.
+            accuracy: share of right answers, 0 to 1.
+            price_usd: what a request costs, in US dollars.
+
+        Raises:
+            ConfigError: the agent has no such service, or a value is out of range; then nothing has changed.
+        """
+        super().update(service, description=description, examples=examples, accuracy=accuracy, price_usd=price_usd)
+        if self._life is not None and self.options.visible:
+            topic = record_topic(service, self.name)
+            self.presence.renew(topic, lambda: typed(topic, self.record(service), retain=True))
 
     # Living
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mqttcollab.codec import MAX_PAYLOAD, VectorType
+from mqttcollab.codec import MAX_PAYLOAD, VectorType, encode
 from mqttcollab.errors import ConfigError
-from mqttcollab.messages import Profile
+from mqttcollab.messages import Profile, ServiceRecord
 from mqttcollab.presence import typed
 from mqttcollab.service import HandlerFunction, Service, first_line, function_service, record_of
 from mqttcollab.topics import agent_topic, check_agent, record_topic, slm_topic
@@ -19,7 +20,13 @@ from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mqttcollab.runtimes.base import Embedder
+
+# Four digits keep a cosine exact to about 0.001, in some 2 kB of JSON at 256 dimensions.
+_CENTROID_DIGITS = 4
 
 Repeated = Callable[[], Awaitable[None]]
 
@@ -36,6 +43,7 @@ class AgentOptions:
         match_threshold: the least closeness (cosine) at which `ask` by meaning turns to a peer.
         visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
+        update_s: the least pause, in seconds, between two publications of records that change (`Agent.update`).
         connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
             so that a request sent while the agent reboots arrives.
     """
@@ -47,11 +55,14 @@ class AgentOptions:
     match_threshold: float = 0.4
     visible: bool = True
     vectors: VectorType = "int8"
+    update_s: float = 1.0
     connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.heartbeat_s <= 0:
             raise ConfigError(f"heartbeat_s is {self.heartbeat_s:g}; it is in seconds and over 0")
+        if self.update_s < 0:
+            raise ConfigError(f"update_s is {self.update_s:g}; it is in seconds and not under 0")
 
 
 class Declaration:
@@ -78,6 +89,8 @@ class Declaration:
         self.services: dict[str, Service] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.repeated: list[tuple[float, Repeated]] = []
+        self._changes: dict[str, dict[str, Any]] = {}
+        self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
         self._battery: float | None = None
         self.profile()
 
@@ -98,11 +111,35 @@ class Declaration:
         Raises:
             ConfigError: its name does not parse or is taken on this agent, or a field of it is out of range.
         """
-        record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder)
+        record = self._record(service, {})
         if record.service in self.services:
             raise ConfigError(f"@{self.name} has a service {record.service} already")
         self.services[record.service] = service
         return service
+
+    def update(
+        self,
+        service: str,
+        *,
+        description: str | None = None,
+        examples: Sequence[str] | None = None,
+        accuracy: float | None = None,
+        price_usd: float | None = None,
+    ) -> None:
+        """Changes what a service's record says; what is None stays as it is. See `Agent.update`."""
+        if service not in self.services:
+            known = ", ".join(self.services) or "none"
+            raise ConfigError(f"@{self.name} has no service {service} to update; its services: {known}")
+        given = {"description": description, "examples": examples, "accuracy": accuracy, "price_usd": price_usd}
+        changes = self._changes.get(service, {}) | {name: value for name, value in given.items() if value is not None}
+        if changes.get("examples") and not isinstance(changes["examples"], str):
+            changes["examples"] = list(changes["examples"])
+        self._record(self.services[service], changes)
+        self._changes[service] = changes
+
+    def record(self, service: str) -> ServiceRecord:
+        """The present record of one of its services."""
+        return self._record(self.services[service], self._changes.get(service, {}))
 
     def service(
         self, name: str, *, description: str = "", examples: Sequence[str] = (), concurrency: int = 1
@@ -153,6 +190,33 @@ class Declaration:
         for model, facts in self.models.items():
             for key, value in facts.items():
                 yield TransportMessage(slm_topic("models", model, key), str(value).encode(), retain=True)
-        for service in self.services.values():
-            record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder)
-            yield typed(record_topic(service.name, self.name), record, retain=True)
+        for service in self.services:
+            yield typed(record_topic(service, self.name), self.record(service), retain=True)
+
+    def _record(self, service: Service, changes: dict[str, Any]) -> ServiceRecord:
+        record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder, **changes)
+        record.centroid = self._centroid(record)
+        size = len(encode(record))
+        if size > self.options.limit:
+            raise ConfigError(
+                f"@{self.name}: the record of {record.service} has {size} bytes, over the limit of"
+                f" {self.options.limit}: give it fewer or shorter examples"
+            )
+        return record
+
+    def _centroid(self, record: ServiceRecord) -> list[float] | None:
+        """The mean of the examples' embeddings (without examples, the description's), at unit length."""
+        texts = [text for text in record.examples or [record.description] if text.strip()]
+        if self.embedder is None or not texts:
+            return None
+        known = self._vectors.get(record.service, {})
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known = known | dict(zip(new, self.embedder.embed(new), strict=True))
+        self._vectors[record.service] = {text: known[text] for text in texts}
+        rows = [known[text] for text in texts]
+        total: list[float] = sum(rows[1:], rows[0]).tolist()
+        length = math.hypot(*total)
+        if not 0 < length < math.inf:
+            return None
+        return [round(value / length, _CENTROID_DIGITS) for value in total]

@@ -19,6 +19,8 @@ MAX_TTL_MS = 24 * 3600 * 1000
 MAX_HOPS = 8
 MAX_EXAMPLES = 256
 MAX_DIMENSION = 4096
+MAX_STEPS = 16
+MAX_STEP_TEXT = 4000
 
 
 def check_reply_topic(topic: str) -> str:
@@ -122,6 +124,23 @@ class ErrorInfo(Part):
     retry_after_ms: Count | None = None
 
 
+class Uncertainty(Part):
+    """How a language model wrote an answer: log probabilities (natural) of its tokens, and what its samples agree on.
+
+    `key_logprob` is the least one in the first word that the question doesn't have; `agreement` is how much `samples`
+    further answers say the same, 0 to 1; `truncated` that it was cut off.
+    """
+
+    tokens: Count
+    mean_logprob: Annotated[float, Field(le=0)]
+    min_logprob: Annotated[float, Field(le=0)]
+    first_logprob: Annotated[float, Field(le=0)]
+    key_logprob: Annotated[float, Field(le=0)] | None = None
+    truncated: bool = False
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    samples: Count = 0
+
+
 class Timing(Part):
     """Where the answering agent's time went, in milliseconds of its own clock."""
 
@@ -129,15 +148,68 @@ class Timing(Part):
     elapsed_ms: float | None = None
 
 
-class Step(Part):
-    """One subtask of an orchestrated answer."""
+class Verdict(Part):
+    """What a classifier says: its raw score (higher is more), the calibrated probability, and why, for a person."""
 
+    score: float
+    probability: Annotated[float, Field(ge=0, le=1)]
+    reason: str
+
+
+class Relevance(Verdict):
+    """How likely a question touches a service's domain."""
+
+    service: str
+
+
+class Candidate(Verdict):
+    """An agent that could do a step; `probability` is that its answer will be right, `score` what it is ranked by."""
+
+    agent: str
+    service: str
+
+
+class PlanStep(Part):
+    """One subtask. Its text names the results that it needs as `#1`, `#2`, …; `##` is a literal number sign.
+
+    A requester gives `text`, and `service` and `after` where it wants to; the rest is the orchestrator's.
+    """
+
+    text: Annotated[str, Field(max_length=MAX_STEP_TEXT)]
+    service: ServiceName | None = None
+    after: list[Annotated[int, Field(ge=1)]] = []
+    reason: str | None = None
+    gap: Verdict | None = None
+    domains: list[Relevance] = []
+    candidates: list[Candidate] = []
+
+
+class Plan(Part):
+    """What an orchestrator decided about a question, and why. Steps count from 1.
+
+    `origin` says who split the question: `whole` (nobody), `clauses`, `structure`, `model` or `request`.
+    """
+
+    origin: str
+    reason: str
+    complexity: Verdict | None = None
+    gap: Verdict | None = None
+    domains: list[Relevance] = []
+    steps: list[PlanStep] = []
+
+
+class Step(Part):
+    """One subtask of an orchestrated answer, when it has ended; `number` and `after` as in the plan."""
+
+    number: Annotated[int, Field(ge=1)] = 1
+    text: str | None = None
     service: str
     agent: str | None = None
     status: Literal["ok", "error", "skipped"] = "ok"
     reason: str | None = None
-    after: list[str] = []
+    after: list[int] = []
     confidence: float | None = None
+    verdict: Verdict | None = None
     start_ms: float | None = None
     elapsed_ms: float | None = None
     error: ErrorInfo | None = None
@@ -161,6 +233,7 @@ class Request(Message):
     tenant: str | None = None
     budget_usd: Annotated[float, Field(ge=0)] | None = None
     may_leave_edge: bool = True
+    plan: Annotated[list[PlanStep], Field(max_length=MAX_STEPS)] | None = None
     hops: Annotated[int, Field(ge=0)] = 0
     traceparent: str | None = None
 
@@ -186,11 +259,13 @@ class Reply(Message):
     output: str | None = None
     data: Plain | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    uncertainty: Uncertainty | None = None
     agent: str | None = None
     service: str | None = None
     usage: Usage | None = None
     sources: list[Source] = Field(default_factory=list)
     timing: Timing | None = None
+    plan: Plan | None = None
     steps: list[Step] = Field(default_factory=list)
     missing: list[str] = Field(default_factory=list)
     error: ErrorInfo | None = None
@@ -224,6 +299,18 @@ class ServiceRecord(Message):
     place: str | None = None
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     heartbeat_s: Annotated[float, Field(gt=0)] | None = None
+
+    def centroid_for(self, model: str, dimension: int) -> list[float] | None:
+        """The centroid at unit length, where it compares with vectors of that model; else None.
+
+        None too where its length is not its own `dimension`, or it is zero.
+        """
+        if self.centroid is None or self.embedding_model != model or len(self.centroid) != dimension:
+            return None
+        length = math.hypot(*self.centroid)
+        if self.dimension not in (None, dimension) or not 0 < length < math.inf:
+            return None
+        return [value / length for value in self.centroid]
 
 
 class Profile(Message):

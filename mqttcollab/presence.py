@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Literal
 
 from mqttcollab.codec import JSON, encode
-from mqttcollab.errors import DuplicateAgent, MqttCollabError, TopicError, TransportError
+from mqttcollab.errors import (
+    DuplicateAgent,
+    MessageError,
+    MqttCollabError,
+    PublishError,
+    TopicError,
+    TransportError,
+)
 from mqttcollab.messages import Message
 from mqttcollab.topics import Status, agent_topic, parse_status, record_filters
 from mqttcollab.transport.base import Transport, TransportMessage
+
+_log = logging.getLogger(__name__)
 
 
 class Presence:
@@ -23,6 +33,7 @@ class Presence:
         records: the topics of its service records.
         descriptions: makes the retained messages that describe it; called at every (re)connection, since a
             broker may have forgotten them.
+        pause_s: the least time between two publications of records that change.
 
     Attributes:
         transport: set before `start`; made after the will that it carries.
@@ -33,7 +44,11 @@ class Presence:
     transport: Transport
 
     def __init__(
-        self, name: str, records: Collection[str], descriptions: Callable[[], Iterable[TransportMessage]]
+        self,
+        name: str,
+        records: Collection[str],
+        descriptions: Callable[[], Iterable[TransportMessage]],
+        pause_s: float = 1.0,
     ) -> None:
         self.name = name
         self.epoch = time.time_ns() // 1_000_000
@@ -41,6 +56,9 @@ class Presence:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._records = frozenset(records)
         self._descriptions = descriptions
+        self._pause_s = pause_s
+        self._stale: dict[str, Callable[[], TransportMessage]] = {}
+        self._renewing = False
         self._topic = agent_topic(name, "status")
         self._state: Literal["online", "sleeping", "offline"] = "online"
         self._connections = 0
@@ -85,10 +103,41 @@ class Presence:
         connection = -1
         while connection != self._connections:  # what went to the connection before may be forgotten
             connection = self._connections
+            if not self._renewing:  # else an earlier state may still wait to be sent, and arrive after this one
+                self._stale.clear()
             for message in self._descriptions():
                 await self.transport.publish(message)
             await self._say_state()
         self.born = True
+        self._renew_soon()  # what has changed meanwhile, maybe after it was sent
+
+    def renew(self, topic: str, describe: Callable[[], TransportMessage]) -> None:
+        """Publishes a description that has changed: at once, or after the pause where one was published just now."""
+        self._stale[topic] = describe
+        self._renew_soon()
+
+    def _renew_soon(self) -> None:
+        if self._stale and self.born and not self._renewing and self._state != "offline":
+            self._renewing = True
+            self._spawn(self._renew())
+
+    async def _renew(self) -> None:
+        try:
+            while self._stale and self._state != "offline":
+                stale, self._stale = self._stale, {}
+                for topic, describe in stale.items():
+                    await self._publish_change(topic, describe)
+                await asyncio.sleep(self._pause_s)
+        finally:
+            self._renewing = False
+
+    async def _publish_change(self, topic: str, describe: Callable[[], TransportMessage]) -> None:
+        if self._state == "offline":
+            return  # it would stand there after the goodbye
+        try:
+            await self.transport.publish(describe())
+        except (MessageError, PublishError) as error:
+            _log.warning("@%s: the change of %s did not reach the broker: %s", self.name, topic, error)
 
     async def say(self, state: Literal["online", "sleeping"]) -> None:
         """Publishes another status, now and after every reconnection."""

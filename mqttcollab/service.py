@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ValidationError
 
 from mqttcollab.errors import ConfigError
-from mqttcollab.messages import Reply, Request, ServiceRecord, Source, Step, Usage
+from mqttcollab.messages import Plan, Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
 
@@ -28,16 +28,19 @@ class Answer:
         text: the answer in words.
         data: the same for machines; units in the names or under `units`.
         confidence: 0 to 1, the handler's own estimate that the answer is right; None if it can't tell.
+        uncertainty: how a language model wrote it, where one did.
         sources: where it comes from; agent and service are filled in.
         usage: tokens, where a model was at work.
-        steps, missing: how an orchestrator came to it, and what it could not get.
+        plan, steps, missing: how an orchestrator came to it, and what it could not get.
     """
 
     text: str
     data: dict[str, Any] | None = None
     confidence: float | None = None
+    uncertainty: Uncertainty | None = None
     sources: list[Source] = field(default_factory=list)
     usage: Usage | None = None
+    plan: Plan | None = None
     steps: list[Step] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -59,6 +62,7 @@ class Service(ABC):
         concurrency: requests handled at once; more wait.
         model: the key under `slm/models/` of the model that answers, if one does.
         price_usd: what a request costs, in US dollars.
+        accuracy: share of right answers, 0 to 1, where it was measured.
     """
 
     name: ClassVar[str]
@@ -67,6 +71,7 @@ class Service(ABC):
     concurrency: ClassVar[int] = 1
     model: str | None = None
     price_usd: ClassVar[float] = 0.0
+    accuracy: ClassVar[float | None] = None
 
     @abstractmethod
     def handle(self, request: Request) -> Handled:
@@ -84,27 +89,36 @@ class Service(ABC):
 
 
 def record_of(
-    service: Service, agent: str, place: str | None, heartbeat_s: float, embedder: Embedder | None = None
+    service: Service,
+    agent: str,
+    place: str | None,
+    heartbeat_s: float,
+    embedder: Embedder | None = None,
+    **changes: Any,
 ) -> ServiceRecord:
-    """The record that announces a service; raises ConfigError where a field is missing or out of range."""
+    """The record that announces a service; raises ConfigError where a field is missing or out of range.
+
+    Args:
+        **changes: fields of the record that have changed since the service was written.
+    """
     name = getattr(service, "name", None)
     if not isinstance(name, str):
         raise ConfigError(f"@{agent}: {type(service).__name__} has no name: set `name`, e.g. 'data.gpt/weather'")
-    if isinstance(service.examples, str):
+    examples = changes.pop("examples", service.examples)
+    if isinstance(examples, str):
         raise ConfigError(f"@{agent}: the examples of {name} are a string; pass a list of questions")
     try:
         return ServiceRecord(
             agent=agent,
             service=name,
-            description=service.description,
-            examples=list(service.examples),
+            examples=list(examples),
             concurrency=service.concurrency,
             model=service.model,
-            price_usd=service.price_usd,
             place=place,
             heartbeat_s=heartbeat_s,
             embedding_model=embedder.model if embedder is not None else None,
             dimension=embedder.dimension if embedder is not None else None,
+            **{field: getattr(service, field) for field in ("description", "price_usd", "accuracy")} | changes,
         )
     except ValidationError as error:
         raise ConfigError(f"@{agent}: the service {name} is not valid: {first_line(error)}") from None
@@ -181,8 +195,10 @@ def _reply(request: Request, result: Result, agent: str, service: str) -> Reply:
         output=result.text,
         data=result.data,
         confidence=result.confidence,
+        uncertainty=result.uncertainty,
         sources=result.sources,
         usage=result.usage,
+        plan=result.plan,
         steps=result.steps,
         missing=result.missing,
     )

@@ -25,8 +25,14 @@ from mqttcollab.transport.memory import MemoryBroker
 # Threads of asyncio itself: the default executor's, and the one that waits for a child process.
 _ASYNCIO_THREADS = re.compile(r"asyncio_\d+|waitpid-\d+")
 _THREAD_PATIENCE_S = 2.0
-# Where it is asked whether a certificate or a model file exists, while nothing is served yet.
+# Where it is asked whether a certificate or a model file exists, and where the small files that come with the
+# package are read, while nothing is served yet.
 _ONCE_AT_START = (("mqttcollab/config.py", "parse"), ("mqttcollab/runtimes/config.py", "default_model_path"))
+_SHIPPED_FILES = (
+    ("mqttcollab/classifiers/calibration_file.py", "shipped_calibration"),
+    ("mqttcollab/classifiers/complexity.py", "load"),
+    ("mqttcollab/classifiers/answers.py", "load_weights"),
+)
 
 # A shell has what it starts in the background ignore SIGINT, and the commands that tests interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -56,6 +62,9 @@ def _no_blocking_calls() -> Iterator[None]:
         function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")  # once per module
     for place, name in _ONCE_AT_START:
         watch.functions["os.stat"].can_block_in(place, name)
+    for place, name in _SHIPPED_FILES:
+        for function in ("os.stat", "os.listdir", "os.scandir", "io.TextIOWrapper.read"):
+            watch.functions[function].can_block_in(place, name)
     watch.activate()
     yield
     watch.deactivate()

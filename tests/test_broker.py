@@ -627,12 +627,20 @@ async def test_nats_configuration_and_its_permissions(
                 + [f"{service}/request" for service in every_service()]
                 + ["data.gpt/vision/occupancy/@cam-5/request", "slm/agents/@watch-7/status"],
                 camera: ["data.gpt/vision/occupancy/@cam-5", "reply.gpt/@watch-7/1"],
-                orchestrator: ["slm/inference/t1/answer", "computation.gpt/orchestration/@orchestrator"],
+                orchestrator: [
+                    "slm/inference/t1/answer",
+                    "computation.gpt/orchestration/@orchestrator",
+                    "knowledge.gpt/notes/@orchestrator",
+                ],
             }
             refused = {
                 watch: ["data.gpt/vision/occupancy/@cam-5", "slm/agents/@cam-5/status", "slm/configs/x/y"],
                 camera: ["data.gpt/health/heart-rate/@watch-7/request", "knowledge.gpt/vision/@cam-5"],
-                orchestrator: ["slm/agents/@cam-5/status", "data.gpt/vision/occupancy/@cam-5/observation"],
+                orchestrator: [
+                    "slm/agents/@cam-5/status",
+                    "data.gpt/vision/occupancy/@cam-5/observation",
+                    "knowledge.gpt/notes/@cam-5",
+                ],
             }
             for peer, topics in refused.items():
                 for topic in topics:

@@ -107,7 +107,7 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Any]] = {
         usage=st.none() | st.builds(Usage, prompt_tokens=COUNT),
         sources=SOURCES,
         timing=st.none() | st.builds(Timing, elapsed_ms=st.floats(0, 1e6)),
-        steps=st.lists(st.builds(Step, service=TEXT, after=st.lists(TEXT, max_size=2)), max_size=2),
+        steps=st.lists(st.builds(Step, service=TEXT, after=st.lists(st.integers(1, 9), max_size=2)), max_size=2),
         missing=st.lists(TEXT, max_size=2),
         error=st.none() | ERROR,
     ),

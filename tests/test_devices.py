@@ -377,8 +377,8 @@ def test_a_replay_moves_on_and_begins_again() -> None:
 
 def test_fleet_names_a_module_and_existing_files_for_each_device() -> None:
     fleet = tomllib.loads((HERE / "fleet.toml").read_text())
-    assert len(fleet) == 7
-    assert len({table["name"] for table in fleet.values()}) == 7
+    assert len(fleet) == 8
+    assert len({table["name"] for table in fleet.values()}) == 8
     for table in fleet.values():
         assert (HERE.parent / (table["module"].replace(".", "/") + ".py")).is_file()
         for key in ("data", "source", "handbook"):

@@ -229,11 +229,17 @@ async def test_phone(broker: str) -> None:
             assert 0 < (whole.confidence or 0) <= 1
             assert whole.usage is not None
             assert whole.usage.completion_tokens > 0
+            assert whole.uncertainty is not None
+            assert whole.uncertainty.tokens == whole.usage.completion_tokens
+            wrong = await asker.ask("What is 17 + 25?", service="knowledge.gpt/general")
+            assert "42" not in (wrong.output or "")  # or else it is no example any more
+            assert (wrong.confidence or 1) < 0.1
             streamed = await asker.ask(
                 question, service="knowledge.gpt/general", on_part=lambda part: parts.append(part.output or "")
             )
             assert len(parts) > 1
             assert "".join(parts).strip() == streamed.output == whole.output
+            assert (streamed.uncertainty, streamed.confidence) == (whole.uncertainty, whole.confidence)
             fact = ContextItem(text="The wearable measured a heart rate of 59/min.")
             informed = await asker.ask("What is my heart rate?", service="knowledge.gpt/general", context=[fact])
             assert "59" in (informed.output or "")

@@ -14,9 +14,9 @@ from mqttcollab.runtimes.embedders import load_embedder
 # Between the lowest cosine that must match and the highest that must not; see devices/README.md.
 THRESHOLD = 0.4
 ARITHMETIC, HEART, AIR = "computation.gpt/arithmetic", "data.gpt/health/heart-rate", "data.gpt/traffic/air-quality"
-WEATHER, CAMERA = "data.gpt/weather", "data.gpt/vision/occupancy"
+WEATHER, CAMERA, AREA = "data.gpt/weather", "data.gpt/vision/occupancy", "computation.gpt/area"
 FIRST_AID, PHONE = "knowledge.gpt/medicine/first-aid", "knowledge.gpt/general"
-MODULES = ("wearable", "roadside", "weather", "camera", "arithmetic", "first_aid", "phone")
+MODULES = ("wearable", "roadside", "weather", "camera", "arithmetic", "first_aid", "phone", "area")
 DEMO = {
     "What is 17 + 25?": {ARITHMETIC},
     "Evaluate the environmental risks of setting up an outdoor event here this afternoon": {WEATHER, AIR, CAMERA},
@@ -36,6 +36,9 @@ QUESTIONS = {
     "nitrogen dioxide level at the junction": {AIR},
     "Is the plaza crowded right now?": {CAMERA},
     "Did anybody walk past the camera?": {CAMERA},
+    "Is anything odd around here?": {AREA},
+    "Are there anomalies in what the sensors measure?": {AREA},
+    "Is the temperature rising?": {AREA, WEATHER},
     "Someone is choking, help!": {FIRST_AID},
     "My grandfather collapsed and isn't breathing": {FIRST_AID},
     "A bee stung my son and his face is swelling": {FIRST_AID},

@@ -17,16 +17,17 @@ from harness import Inbox, eventually
 
 from mqttcollab import Agent, AgentOptions, Answer, DeadlineExceeded, Request, RequestError, Source
 from mqttcollab.broker import Broker
+from mqttcollab.classifiers.chain import default_classifiers
 from mqttcollab.cms.views import AgentView, Offer
-from mqttcollab.messages import ErrorInfo, Load, Reply, ServiceRecord, Step
+from mqttcollab.messages import Candidate, ErrorInfo, Load, PlanStep, Reply, ServiceRecord, Step, Verdict
 from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
 from mqttcollab.orchestrator.aggregate import with_sources
-from mqttcollab.orchestrator.classify import Relevant
-from mqttcollab.orchestrator.dispatch import Outcome
-from mqttcollab.orchestrator.plan import PlannedStep, data_first, levels
-from mqttcollab.orchestrator.schedule import least_pressure
+from mqttcollab.orchestrator.decide import Decider
+from mqttcollab.orchestrator.dispatch import Attempt, Outcome
+from mqttcollab.orchestrator.results import result_of
+from mqttcollab.orchestrator.schedule import Ranked, least_pressure
 from mqttcollab.runtimes.embedders import load_embedder
-from mqttcollab.topics import ORCHESTRATION
+from mqttcollab.topics import ORCHESTRATION, Status
 
 pytest.importorskip("wordllama", reason="finding services by meaning takes wordllama: pip install 'mqttcollab[embed]'")
 
@@ -97,7 +98,7 @@ async def test_data_comes_before_knowledge_and_is_passed_on(mosquitto: Broker) -
     assert (reply.output or "").startswith("With 20 m/s from @wind-1: stay ashore [@sailor]")
     steps = [step for part in parts for step in part.steps]
     assert [step.service for step in steps] == [WIND, ADVICE]
-    assert steps[1].after == [WIND]
+    assert [(step.number, step.after) for step in steps] == [(1, []), (2, [1])]
 
 
 async def test_a_part_that_raises_or_is_late_is_named_and_the_rest_is_answered(mosquitto: Broker) -> None:
@@ -150,7 +151,7 @@ async def test_another_agent_takes_over_from_one_that_is_killed(mosquitto: Broke
         sys.executable, str(script), env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     assert process.stdout is not None
-    first = OrchestratorOptions(scheduler=lambda offers, own: sorted(offers, key=lambda o: o.agent.name))
+    first = OrchestratorOptions(scheduler=lambda ranked, own: sorted(ranked, key=lambda one: one.offer.agent.name))
     try:
         async with city(mosquitto, speaker("wind-1", WIND, QUESTION, says="5 m/s"), options=first) as asker:
             registry = await asker.follow()
@@ -235,7 +236,7 @@ async def test_progress_can_be_watched_and_is_cleared_at_the_end(mosquitto: Brok
             facts = told()
         await eventually(lambda: sum(not m.payload for m in inbox.messages) == len(facts))
     assert facts["question"] == QUESTION and facts["answer"] == "5 m/s"
-    assert json.loads(facts["plan"])[0]["service"] == WIND
+    assert json.loads(facts["plan"])["steps"][0]["service"] == WIND
     assert (facts["steps/1/assigned_device"], facts["steps/1/status"]) == ("@wind-1", "done")
 
 
@@ -280,59 +281,71 @@ async def test_the_ttl_of_a_question_is_kept_when_nobody_answers(mosquitto: Brok
 # The pure parts
 
 
-def offer(name: str, service: str = WIND, running: int = 0, slots: int = 1) -> Offer:
+def offer(name: str, service: str = WIND, running: int = 0, slots: int = 1, example: str = QUESTION) -> Offer:
     view = AgentView(name)
     view.load = Load(agent=name, running=running, slots=slots)
-    return Offer(ServiceRecord(agent=name, service=service), view)
+    return Offer(ServiceRecord(agent=name, service=service, examples=[example]), view)
 
 
-def outcome(service: str, output: str | None, *, after: list[str] | None = None, code: str = "internal") -> Outcome:
-    step = Step(service=service, agent="a", after=after or [], confidence=0.8 if output else None)
+def ranked(offer: Offer, score: float = 0.6) -> Ranked:
+    name, service = offer.agent.name, offer.record.service
+    return Ranked(offer, Candidate(agent=name, service=service, score=score, probability=score, reason=""))
+
+
+def outcome(
+    number: int, service: str, output: str | None, *, after: list[int] | None = None, code: str = "internal"
+) -> Outcome:
+    step = Step(number=number, service=service, agent="a", after=after or [])
     if output is None:
         step.status, step.error = "error", ErrorInfo(code=code, message="no")
         return Outcome(step)
+    step.verdict = Verdict(score=1, probability=0.8, reason="")
     return Outcome(step, Reply(id="x", output=output, sources=[Source(document=output)]))
 
 
 def test_the_least_loaded_comes_first_by_reports_and_by_ones_own_count() -> None:
-    offers = [offer("a", running=3), offer("b", running=1, slots=4), offer("c")]
-    assert [o.agent.name for o in least_pressure(offers, {})] == ["c", "b", "a"]
-    assert [o.agent.name for o in least_pressure(offers, {"c": 2})] == ["b", "c", "a"]
+    offers = [ranked(offer("a", running=3)), ranked(offer("b", running=1, slots=4)), ranked(offer("c"))]
+    assert [one.offer.agent.name for one in least_pressure(offers, {})] == ["c", "b", "a"]
+    assert [one.offer.agent.name for one in least_pressure(offers, {"c": 2})] == ["b", "c", "a"]
 
 
-def test_knowledge_waits_for_all_data() -> None:
-    relevant = [Relevant(s, (offer("a", s),), 0.9, "") for s in (ADVICE, WIND, AIR)]
-    plan = data_first("", relevant)
-    assert {step.service: step.after for step in plan} == {ADVICE: (WIND, AIR), WIND: (), AIR: ()}
-    assert levels(plan) == {ADVICE: 1, WIND: 2, AIR: 2}
+def test_an_agent_that_is_surely_better_is_worth_waiting_for() -> None:
+    offers = [ranked(offer("a"), 0.2), ranked(offer("b", running=1), 0.9)]
+    assert [one.offer.agent.name for one in least_pressure(offers, {})] == ["b", "a"]
 
 
-def planned(service: str, *after: str) -> PlannedStep:
-    return PlannedStep(service, (), after, "")
+def request(question: str, plan: list[PlanStep] | None = None) -> Request:
+    return Request(id="q", reply_to="reply.gpt/@a/q", input=question, plan=plan)
 
 
-def test_the_order_in_which_a_plan_is_written_does_not_matter() -> None:
-    chain = [planned("c", "b"), planned("b", "a"), planned("a")]
-    assert levels(chain) == levels(chain[::-1]) == {"a": 3, "b": 2, "c": 1}
+def decider(offers: list[Offer]) -> Decider:
+    classifiers = default_classifiers(load_embedder("wordllama"))
+    classifiers.domains.learn([one.record for one in offers])
+    return Decider(classifiers, decomposer=None, knowledge=None, fallback=None)
 
 
-@pytest.mark.parametrize(
-    ("plan", "what"),
-    [
-        ([planned("a"), planned("a")], "twice"),
-        ([planned("a", "b")], "waits for b"),
-        ([planned("a", "b"), planned("b", "a")], "in circles"),
-    ],
-)
-def test_a_plan_that_can_not_be_run_is_refused(plan: list[PlannedStep], what: str) -> None:
-    with pytest.raises(RequestError, match=what):
-        levels(plan)
+async def test_knowledge_waits_for_all_data() -> None:
+    offers = [offer("a", service) for service in (ADVICE, WIND, AIR)]
+    decision = await decider(offers).decide(request(QUESTION), offers)
+    found = {step.service: step for step in decision.steps}
+    assert found[ADVICE].after == {found[WIND].number, found[AIR].number}
+    assert found[WIND].after == found[AIR].after == frozenset()
+
+
+async def test_the_order_in_which_a_plan_is_written_does_not_matter() -> None:
+    offers = [offer("a", WIND), offer("b", ADVICE)]
+    plan = [PlanStep(text="Can I sail in #2?", service=ADVICE), PlanStep(text=QUESTION, service=WIND)]
+    decision = await decider(offers).decide(request("?", plan), offers)
+    assert [(step.number, step.text, step.after) for step in decision.steps] == [
+        (1, QUESTION, frozenset()),
+        (2, "Can I sail in #1?", frozenset({1})),
+    ]
 
 
 def test_the_parts_keep_their_sources_and_what_is_missing_lowers_the_confidence() -> None:
-    answer = with_sources([outcome(WIND, "5 m/s"), outcome(AIR, None), outcome(ADVICE, "sail", after=[WIND])])
+    answer = with_sources([outcome(1, WIND, "5 m/s"), outcome(2, AIR, None), outcome(3, ADVICE, "sail", after=[1])])
     assert answer.text.startswith("sail [@a]\n5 m/s [@a]\nMissing: data.gpt/air")
-    assert answer.confidence == pytest.approx(0.8 * 2 / 3, abs=1e-3)
+    assert answer.confidence == pytest.approx(0.8 * 0.8 * 2 / 3, abs=1e-3)
     assert [source.document for source in answer.sources] == ["sail", "5 m/s"]
     assert len(answer.missing) == 1
 
@@ -340,5 +353,54 @@ def test_the_parts_keep_their_sources_and_what_is_missing_lowers_the_confidence(
 @pytest.mark.parametrize(("codes", "expected"), [(["busy", "busy"], "busy"), (["busy", "internal"], "internal")])
 def test_the_code_of_a_failure_is_the_one_the_parts_agree_on(codes: list[str], expected: str) -> None:
     with pytest.raises(RequestError) as caught:
-        with_sources([outcome(f"data.gpt/x{i}", None, code=code) for i, code in enumerate(codes)])
+        with_sources([outcome(i, f"data.gpt/x{i}", None, code=code) for i, code in enumerate(codes, 1)])
     assert caught.value.code == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "result"),
+    [
+        ("What is my heart rate?", {"heart_rate": 72}, "72"),
+        ("What is the humidity?", {"temperature": 21.5, "humidity": 40.25}, "40.25"),
+        ("How is the pulse?", {"heart-rate": 72, "valid": True}, "72"),
+        ("How am I?", {"a": 1, "b": 2}, "fine"),
+        ("How am I?", None, "fine"),
+    ],
+)
+def test_what_stands_for_a_step_is_the_number_that_was_asked_for(
+    text: str, data: dict[str, object] | None, result: str
+) -> None:
+    assert result_of(text, "data.gpt/health/heart-rate", Reply(id="x", output=" fine ", data=data)) == result
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [("How warm is it outside?", "21.5"), ("Is it raining?", "0.4"), ("Who wrote this?", "fine"), ("", "fine")],
+)
+def test_a_number_asked_for_in_other_words_is_found_by_meaning(text: str, result: str) -> None:
+    reply = Reply(id="x", output="fine", data={"humidity": 40.25, "temperature": 21.5, "rain": 0.4})
+    embedder = load_embedder("wordllama")
+    assert result_of(text, "data.gpt/weather", reply, embedder) == result
+    assert result_of(text, "knowledge.gpt/weather", reply, embedder) == "fine"
+
+
+def declined(number: int, service: str, relevance: float) -> Outcome:
+    found = outcome(number, service, None, code="no_capability")
+    present = Offer(ServiceRecord(agent="a", service=service), AgentView("a", status=Status("online", 1)))
+    found.attempts, found.relevance = [Attempt(present, error=found.step.error)], relevance
+    return found
+
+
+@pytest.mark.parametrize(("relevance", "missed"), [(0.8, False), (0.95, True)])
+def test_who_declines_is_missed_only_if_it_seemed_likelier_than_who_answered(relevance: float, missed: bool) -> None:
+    answered = outcome(1, WIND, "5 m/s")
+    answered.relevance = 0.9
+    answer = with_sources([answered, declined(2, "computation.gpt/area", relevance)])
+    assert bool(answer.missing) == missed
+    assert (answer.confidence or 0) == pytest.approx(0.8 / (2 if missed else 1), abs=1e-3)
+
+
+def test_what_is_hardly_right_comes_last() -> None:
+    nonsense, wind = outcome(1, "knowledge.gpt/general", "Green", after=[2]), outcome(2, WIND, "5 m/s")
+    nonsense.step.verdict = Verdict(score=-4, probability=0.02, reason="guessed")
+    assert with_sources([nonsense, wind]).text == "5 m/s [@a]\nGreen [@a]"

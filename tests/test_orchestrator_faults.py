@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from harness import LIMIT_S, Setup, eventually
 
 from mqttcollab import Agent, AgentOptions, Answer, ConfigError, ContextItem, Reply, Request, RequestError
 from mqttcollab.broker import Broker
+from mqttcollab.classifiers.answers import DefaultJudge
 from mqttcollab.cms.views import AgentView, Offer
-from mqttcollab.messages import Parameters, ServiceRecord
+from mqttcollab.messages import Candidate, Parameters, PlanStep, ServiceRecord
 from mqttcollab.orchestrator import Orchestrator, OrchestratorOptions, orchestrator_agent
+from mqttcollab.orchestrator.asking import Asking, Question
+from mqttcollab.orchestrator.decide import PlannedStep
 from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
-from mqttcollab.orchestrator.plan import PlannedStep
+from mqttcollab.orchestrator.schedule import Ranked
 from mqttcollab.runtimes.embedders import load_embedder
 from mqttcollab.topics import ORCHESTRATION
 from mqttcollab.transport.base import TransportMessage
@@ -36,8 +40,8 @@ def _embedder() -> None:
     load_embedder("wordllama")  # before the event loop runs; it is kept
 
 
-def by_name(offers: Sequence[Offer], own: dict[str, int]) -> list[Offer]:
-    return sorted(offers, key=lambda offer: offer.agent.name)
+def by_name(ranked: Sequence[Ranked], own: Mapping[str, int]) -> list[Ranked]:
+    return sorted(ranked, key=lambda one: one.offer.agent.name)
 
 
 def agent_that(name: str, service: str, handle: Callable[[Request], object], **options: float) -> Agent:
@@ -66,7 +70,7 @@ async def city(
         head = orchestrator_agent("head", load_embedder("wordllama"), options=options)
         await stack.enter_async_context(head.running(broker))
         registry = await head.follow()
-        wanted = sum(len(agent.services) for agent in agents) + others + 1
+        wanted = sum(len(agent.services) for agent in [*agents, head]) + others
         await known(lambda: len(registry.offers()) == wanted)
         yield await stack.enter_async_context(client().running(broker)), head
 
@@ -85,7 +89,7 @@ async def test_data_then_knowledge_on_every_broker(setup: Setup) -> None:
     assert (reply.output or "").splitlines() == ["20 m/s is too much [@sailor]", "20 m/s [@wind-1]"]
     assert [step.agent for part in parts for step in part.steps] == ["wind-1", "sailor"]
     assert reply.data == {ADVICE: {"speed": 20}}
-    assert reply.confidence == pytest.approx(0.7)
+    assert reply.confidence == pytest.approx(0.7 * 0.9)  # where nobody says how sure it is, 0.7 is taken
     assert reply.missing == []
     assert all(step.elapsed_ms is not None and step.start_ms is not None for step in reply.steps)
 
@@ -141,7 +145,7 @@ async def test_busy_agents_are_passed_over_and_named_where_all_are(mosquitto: Br
             await holding.acquire()
         reply = await asker.ask(QUESTION, service=ORCHESTRATION, ttl_s=10)
         assert (reply.output or "").startswith("clean [@air-1]\nMissing: ")
-        assert reply.missing[0].startswith(f"{WIND} (@b-full: busy, ")
+        assert reply.missing[0].startswith(f"{WIND} (@a-full: busy, ")
         registry = await head.follow()
         async with saying("c-free", WIND, "5 m/s").running(url):
             await known(lambda: len(registry.offers(WIND)) == 3)
@@ -190,7 +194,7 @@ async def test_what_waits_for_data_that_never_comes_still_has_its_time(mosquitto
 async def test_two_orchestrators_share_what_is_asked_of_nobody_in_particular(mosquitto: Broker) -> None:
     url = mosquitto.info.url
     second = orchestrator_agent("head-2", load_embedder("wordllama"))
-    async with second.running(url), city(url, saying("wind-1", WIND, "5 m/s"), others=1) as (asker, _):
+    async with second.running(url), city(url, saying("wind-1", WIND, "5 m/s"), others=2) as (asker, _):
         registry = await second.follow()
         await known(lambda: registry.offers(WIND))
         watcher = await Watcher().watch(asker.transport, "reply.gpt/@small-1/+")
@@ -254,7 +258,7 @@ async def test_progress_says_how_it_failed(memory_broker: MemoryBroker) -> None:
         assert (running, step) == ("running", "failed no_capability: the mast is down")
         assert failed.startswith("failed no_capability: nobody who was asked could answer")
         keys = [m.topic.split("/", 3)[3] for m in watcher.seen]
-        assert keys[:3] == ["question", "plan", "status"]
+        assert keys[:5] == ["question", "complexity", "gap", "plan", "status"]
         assert keys[-2:] == ["steps/1/status", "status"]
 
         ask = asyncio.create_task(
@@ -267,14 +271,11 @@ async def test_progress_says_how_it_failed(memory_broker: MemoryBroker) -> None:
 
 
 async def test_a_plan_that_can_not_be_run_is_an_error_at_once(memory_broker: MemoryBroker) -> None:
-    def circular(question: str, relevant: object) -> list[PlannedStep]:
-        return [PlannedStep("data.gpt/a", (), ("data.gpt/b",), ""), PlannedStep("data.gpt/b", (), ("data.gpt/a",), "")]
-
-    options = OrchestratorOptions(planner=circular)
-    async with city(memory_broker, saying("wind-1", WIND, "5 m/s"), options=options) as (asker, _):
-        with pytest.raises(RequestError, match="the plan goes in circles") as caught:
-            await asker.ask(QUESTION, service=ORCHESTRATION)
-        assert caught.value.code == "internal"
+    plan = [PlanStep(text=QUESTION, after=[2]), PlanStep(text="Is #1 too much?")]
+    async with city(memory_broker, saying("wind-1", WIND, "5 m/s")) as (asker, _):
+        with pytest.raises(RequestError, match="wait for each other in a circle") as caught:
+            await asker.ask(QUESTION, service=ORCHESTRATION, plan=plan)
+        assert caught.value.code == "bad_request"
 
 
 async def test_an_orchestrator_lives_again(memory_broker: MemoryBroker) -> None:
@@ -302,80 +303,144 @@ async def test_many_questions_at_once(mosquitto: Broker) -> None:
 # The dispatcher alone, with a function that answers
 
 
-def offer(name: str, service: str = WIND) -> Offer:
-    return Offer(ServiceRecord(agent=name, service=service), AgentView(name))
+def offer(name: str, service: str = WIND) -> Ranked:
+    candidate = Candidate(agent=name, service=service, score=0.7, probability=0.7, reason="")
+    return Ranked(Offer(ServiceRecord(agent=name, service=service), AgentView(name)), candidate)
 
 
-@contextlib.asynccontextmanager
-async def dispatcher(broker: MemoryBroker) -> AsyncIterator[Dispatcher]:
-    async with client().running(on(broker)) as agent:
-        yield Dispatcher(await agent.follow(), by_name)
+@dataclass(frozen=True, slots=True)
+class Answering(Asking):
+    """Asks a function instead of agents."""
+
+    answer: Callable[[Offer, Question], Awaitable[Reply]]
+
+    async def one(self, offer: Offer, question: Question) -> Reply:
+        return await self.answer(offer, question)
 
 
 REQUEST = Request(id="q", reply_to="reply.gpt/@a/q", input=QUESTION)
 
 
-async def outcomes(dispatch: Dispatcher, plan: list[PlannedStep], ask: object, seconds: float = 8.0) -> list[Outcome]:
-    deadline = asyncio.get_running_loop().time() + seconds
-    return [o async for o in dispatch.run(REQUEST, plan, ask, deadline)]  # type: ignore[arg-type]
+class Bench:
+    """A dispatcher, and what it is run with."""
+
+    def __init__(self, agent: Agent, dispatch: Dispatcher) -> None:
+        self.agent = agent
+        self.dispatch = dispatch
+
+    def run(
+        self, plan: Sequence[PlannedStep], answer: Callable[[Offer, Question], Awaitable[Reply]], seconds: float = 8.0
+    ) -> AsyncGenerator[Outcome, None]:
+        asking = Answering(self.agent, REQUEST, lambda agent, service: 0.7, answer)
+        return self.dispatch.run(plan, asking, asyncio.get_running_loop().time() + seconds)
+
+
+@contextlib.asynccontextmanager
+async def bench(broker: MemoryBroker, trust: float = 0.5) -> AsyncIterator[Bench]:
+    async with client().running(on(broker)) as agent:
+        yield Bench(agent, Dispatcher(await agent.follow(), by_name, DefaultJudge(), trust))
 
 
 async def test_a_chain_shares_the_time_that_is_left(memory_broker: MemoryBroker) -> None:
     given: dict[str, float] = {}
 
-    async def ask(to: Offer, context: list[ContextItem], seconds: float) -> Reply:
-        given[to.record.service] = seconds
+    async def answer(to: Offer, question: Question) -> Reply:
+        given[to.record.service] = question.seconds
         return Reply(id="x", output=to.record.service)
 
-    names = ("data.gpt/a", "computation.gpt/b", "knowledge.gpt/c")
-    chain = [PlannedStep(n, (offer("x", n),), names[max(0, i - 1) : i], "") for i, n in enumerate(names)]
-    alone = PlannedStep("data.gpt/d", (offer("x", "data.gpt/d"),), (), "")
-    async with dispatcher(memory_broker) as dispatch:
-        found = await outcomes(dispatch, [*chain[::-1], alone], ask, 9.0)
+    names = ("data.gpt/a", "computation.gpt/b", "knowledge.gpt/c", "data.gpt/d")
+    needs = (frozenset[int](), frozenset({1}), frozenset({2}), frozenset[int]())
+    plan = [
+        PlannedStep(n, "?", name, after, (offer("x", name),))
+        for n, (name, after) in enumerate(zip(names, needs, strict=True), 1)
+    ]
+    async with bench(memory_broker) as test:
+        found = [o async for o in test.run(plan, answer, 9.0)]
     assert given["data.gpt/a"] <= 3.0 < given["computation.gpt/b"] <= 4.5 < given["knowledge.gpt/c"] <= 9.0
     assert given["data.gpt/d"] > 8.0
     order = [o.step.service for o in found if o.step.service != "data.gpt/d"]
-    assert order == list(names)
+    assert order == list(names[:3])
 
 
 async def test_agents_are_counted_while_they_work_and_only_then(memory_broker: MemoryBroker) -> None:
     seen: list[dict[str, int]] = []
 
-    async def ask(to: Offer, context: list[ContextItem], seconds: float) -> Reply:
-        seen.append(dict(dispatch.own))
+    async def answer(to: Offer, question: Question) -> Reply:
+        seen.append(dict(test.dispatch.own))
         if to.agent.name == "a":
             raise RequestError("busy", "full")
-        return Reply(id="x", output="ok", confidence=0.5)
+        return Reply(id="x", output="ok", confidence=0.6)
 
-    plan = [PlannedStep(WIND, (offer("b"), offer("a")), (), "")]
-    async with dispatcher(memory_broker) as dispatch:
-        [found] = await outcomes(dispatch, plan, ask)
+    async with bench(memory_broker) as test:
+        [found] = [o async for o in test.run([PlannedStep(1, "?", WIND, ranked=(offer("b"), offer("a")))], answer)]
         assert seen == [{"a": 1}, {"a": 0, "b": 1}]
-        assert not any(dispatch.own.values())
-    assert (found.step.status, found.step.agent, found.step.error, found.step.confidence) == ("ok", "b", None, 0.5)
+        assert not any(test.dispatch.own.values())
+    assert (found.step.status, found.step.agent, found.step.error, found.step.confidence) == ("ok", "b", None, 0.6)
 
 
-async def test_three_agents_are_tried_and_the_last_error_is_told(memory_broker: MemoryBroker) -> None:
+async def test_three_agents_are_tried_and_the_first_error_is_told(memory_broker: MemoryBroker) -> None:
     tried: list[str] = []
 
-    async def ask(to: Offer, context: list[ContextItem], seconds: float) -> Reply:
+    async def answer(to: Offer, question: Question) -> Reply:
         tried.append(to.agent.name)
         raise RequestError("busy", f"@{to.agent.name} is full")
 
-    plan = [PlannedStep(WIND, tuple(offer(name) for name in "dcba"), (), ""), PlannedStep(AIR, (), (), "")]
-    async with dispatcher(memory_broker) as dispatch:
-        found = {o.step.service: o.step for o in await outcomes(dispatch, plan, ask)}
+    plan = [
+        PlannedStep(1, "?", WIND, ranked=tuple(offer(name) for name in "dcba")),
+        PlannedStep(2, "?", AIR, reason="nobody has air"),
+    ]
+    async with bench(memory_broker) as test:
+        found = {o.step.service: o.step async for o in test.run(plan, answer)}
     assert tried == ["a", "b", "c"]
     assert found[WIND].error is not None
-    assert (found[WIND].status, found[WIND].error.message) == ("error", "@c is full")
+    assert (found[WIND].status, found[WIND].error.message) == ("error", "@a is full")
     assert found[AIR].error is not None
-    assert (found[AIR].status, found[AIR].error.code) == ("error", "no_capability")
+    assert (found[AIR].status, found[AIR].error.code, found[AIR].error.message) == (
+        "error",
+        "no_capability",
+        "nobody has air",
+    )
+
+
+async def test_an_answer_that_can_not_be_trusted_is_put_to_another_and_the_better_one_is_taken(
+    memory_broker: MemoryBroker,
+) -> None:
+    said = {"a": ("maybe 5", 0.2), "b": ("surely 9", 0.9), "c": ("never asked", 1.0)}
+
+    async def answer(to: Offer, question: Question) -> Reply:
+        text, confidence = said[to.agent.name]
+        return Reply(id="x", output=text, confidence=confidence)
+
+    async with bench(memory_broker) as test:
+        plan = [PlannedStep(1, "?", WIND, ranked=tuple(offer(name) for name in said))]
+        [found] = [o async for o in test.run(plan, answer)]
+    assert [attempt.offer.agent.name for attempt in found.attempts] == ["a", "b"]
+    assert found.step.agent == "b"
+    assert found.consensus is not None
+    assert found.consensus.disagreements == ("@a: maybe 5; but @b: surely 9",)
+
+
+async def test_the_spare_is_asked_only_where_nobody_else_answers(memory_broker: MemoryBroker) -> None:
+    async def answer(to: Offer, question: Question) -> Reply:
+        if to.agent.name == "declining":
+            raise RequestError("no_capability", "not in the book")
+        return Reply(id="x", output=f"@{to.agent.name}", confidence=0.1)
+
+    spare = (offer("general", "knowledge.gpt/general"),)
+    plan = [
+        PlannedStep(1, "?", ADVICE, ranked=(offer("declining", ADVICE),), spare=spare),
+        PlannedStep(2, "?", ADVICE, ranked=(offer("unsure", ADVICE),), spare=spare),
+    ]
+    async with bench(memory_broker) as test:
+        found = {o.step.number: o.step async for o in test.run(plan, answer)}
+    assert (found[1].agent, found[1].service) == ("general", "knowledge.gpt/general")
+    assert (found[2].agent, found[2].service) == ("unsure", ADVICE)
 
 
 async def test_who_stops_reading_stops_the_work(memory_broker: MemoryBroker) -> None:
     cancelled = asyncio.Event()
 
-    async def ask(to: Offer, context: list[ContextItem], seconds: float) -> Reply:
+    async def answer(to: Offer, question: Question) -> Reply:
         if to.record.service == WIND:
             return Reply(id="x", output="5 m/s")
         try:
@@ -384,11 +449,11 @@ async def test_who_stops_reading_stops_the_work(memory_broker: MemoryBroker) -> 
             cancelled.set()
         raise AssertionError
 
-    plan = [PlannedStep(WIND, (offer("a"),), (), ""), PlannedStep(AIR, (offer("b", AIR),), (), "")]
-    async with dispatcher(memory_broker) as dispatch:
-        running = dispatch.run(REQUEST, plan, ask, asyncio.get_running_loop().time() + 60)
+    plan = [PlannedStep(1, "?", WIND, ranked=(offer("a"),)), PlannedStep(2, "?", AIR, ranked=(offer("b", AIR),))]
+    async with bench(memory_broker) as test:
+        running = test.run(plan, answer, 60)
         assert (await anext(running)).step.service == WIND
-        await eventually(lambda: dispatch.own["b"] == 1)
+        await eventually(lambda: test.dispatch.own["b"] == 1)
         await running.aclose()
         assert cancelled.is_set()
-        assert not any(dispatch.own.values())
+        assert not any(test.dispatch.own.values())

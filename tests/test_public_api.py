@@ -31,6 +31,9 @@ LAYERS = (
     ("cms",),
     ("runtimes",),
     ("service", "presence", "declaration", "sensing", "peers", "life", "agent"),
+    ("classifiers",),
+    ("plans",),
+    ("cooperation",),
     ("orchestrator",),
     ("evaluate",),
     ("cli", "__main__"),
@@ -163,7 +166,9 @@ def test_devices_use_the_public_api_only(path: Path) -> None:
     for module, name in imports(path, for_types=True):
         if module.split(".")[0] != "mqttcollab":
             continue
-        assert re.fullmatch(r"mqttcollab(\.errors|\.runtimes(\.[a-z]\w*)?)?", module), f"{path.name}: {module}"
+        assert re.fullmatch(r"mqttcollab(\.errors|\.(?:runtimes|classifiers|cooperation)(\.[a-z]\w*)?)?", module), (
+            f"{path.name}: {module}"
+        )
         assert not name.startswith("_"), f"{path.name}: {module}.{name}"
         if module == "mqttcollab":
             assert name in mqttcollab.__all__, f"{path.name}: {name}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -50,6 +52,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         ({"stop": ("",)}, "stop is ('',)"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
+        ({"schema": {}}, "schema is {}"),
+        ({"schema": "object"}, "schema is 'object'"),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(setting: dict[str, object], named: str) -> None:
@@ -271,8 +275,11 @@ def test_the_environment_names_the_default_model(monkeypatch: pytest.MonkeyPatch
 
 
 @contextlib.asynccontextmanager
-async def endpoint(reply: bytes | None, seen: bytearray | None = None) -> AsyncIterator[str]:
-    """Listen on loopback and send `reply` to each request, or nothing at all; yield the base URL."""
+async def endpoint(reply: bytes | None, seen: bytearray | None = None, *, body: bool = False) -> AsyncIterator[str]:
+    """Listen on loopback and send `reply` to each request, or nothing at all; yield the base URL.
+
+    What comes goes into `seen`, with its body if so wished.
+    """
     handlers: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -280,6 +287,10 @@ async def endpoint(reply: bytes | None, seen: bytearray | None = None) -> AsyncI
         head = await reader.readuntil(b"\r\n\r\n")
         if seen is not None:
             seen.extend(head)
+        if seen is not None and body:
+            length = re.search(rb"content-length: (\d+)", head, re.I)
+            assert length is not None
+            seen.extend(await reader.readexactly(int(length[1])))
         if reply is None:
             await reader.read()
         else:
@@ -327,6 +338,46 @@ async def test_the_refusal_of_an_endpoint_becomes_a_code(reply: bytes, code: str
                 await answer
             assert (error.value.code, error.value.retry_after_ms) == (code, retry_after_ms)
         await runtime.close()
+
+
+SCHEMA = {"type": "object", "properties": {"minLength": {"type": "string", "minLength": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (http("400 Bad", '{"error": {"message": "response_format json_schema is not supported"}}'), "unsupported"),
+        (http("422 Unprocessable", '{"detail": "Invalid schema for the answer"}'), "unsupported"),
+        (http("400 Bad", '{"error": {"message": "no such model"}}'), "bad_request"),
+        (http("429 Too Many", '{"error": {"message": "schema"}}'), "busy"),
+    ],
+)
+async def test_an_endpoint_that_takes_no_schema_is_said_so(reply: bytes, code: str) -> None:
+    pytest.importorskip("openai", reason="the openai package is not installed")
+    async with endpoint(reply) as url:
+        runtime = OpenAIRuntime("small", base_url=url)
+        with pytest.raises(RequestError) as error:
+            await runtime.generate(HELLO, GenerationParameters(schema=SCHEMA))
+        await runtime.close()
+    assert error.value.code == code
+
+
+async def test_an_endpoint_gets_the_schema_without_what_strict_mode_refuses() -> None:
+    pytest.importorskip("openai", reason="the openai package is not installed")
+    answer = {"index": 0, "message": {"role": "assistant", "content": "{}"}, "finish_reason": "stop"}
+    seen = bytearray()
+    async with endpoint(http("200 OK", json.dumps({"choices": [answer]})), seen, body=True) as url:
+        runtime = OpenAIRuntime("small", base_url=url)
+        assert (await runtime.generate(HELLO, GenerationParameters(schema=SCHEMA))).text == "{}"
+        await runtime.close()
+    assert json.loads(seen.partition(b"\r\n\r\n")[2])["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "answer",
+            "strict": True,
+            "schema": {"type": "object", "properties": {"minLength": {"type": "string"}}},
+        },
+    }
 
 
 async def test_a_web_page_instead_of_an_endpoint_is_said_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import socket
@@ -84,6 +85,47 @@ async def test_a_stop_string_ends_the_answer_before_it(runtime: LlamaRuntime) ->
     assert "25 =" in free.text
     assert stopped.text == free.text[: free.text.index("25 =")]
     assert stopped.finish_reason == "stop"
+
+
+COLOURS = {
+    "type": "object",
+    "properties": {
+        "colours": {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 3},
+        "why": {"anyOf": [{"type": "string", "maxLength": 20}, {"type": "null"}]},
+    },
+    "required": ["colours", "why"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_a_schema_holds_the_answer_to_its_form(runtime: LlamaRuntime, temperature: float) -> None:
+    parameters = GenerationParameters(max_tokens=300, temperature=temperature, seed=3, schema=COLOURS)
+    answer = await runtime.generate(STORY, parameters)
+    assert answer.finish_reason == "stop"
+    found = json.loads(answer.text)
+    assert 2 <= len(found["colours"]) <= 3
+    assert set(found["colours"]) <= {"red", "blue"}
+    assert found["why"] is None or len(found["why"]) <= 20
+    assert (await runtime.generate(SUM, words(8))).text.startswith("17 + 25 =")
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "nonsense"}, "the schema makes no grammar"),
+        ({"enum": []}, "a grammar that llama.cpp does not parse"),
+        ({"type": "string", "maxLength": 1_000_000}, "maxLength in the schema is 1000000"),
+        ({"$ref": "https://example.org/schema"}, "it must begin with #"),
+    ],
+)
+async def test_a_schema_that_makes_no_grammar_is_refused_and_the_model_goes_on(
+    runtime: LlamaRuntime, schema: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        await runtime.generate(SUM, GenerationParameters(max_tokens=8, schema=schema))
+    assert error.value.code == "unsupported"
+    assert (await runtime.generate(SUM, words(2))).completion_tokens == 2
 
 
 async def test_sampling_repeats_with_its_seed_only(runtime: LlamaRuntime) -> None:
@@ -397,3 +439,13 @@ async def test_what_an_endpoint_refuses_gets_a_code(
     await remote.close()
     assert error.value.code == code
     assert "\n" not in str(error.value)
+
+
+async def test_an_endpoint_that_knows_no_json_schema_is_said_so(server: str) -> None:
+    from mqttcollab.runtimes.openai import OpenAIRuntime
+
+    remote = OpenAIRuntime("smollm2", base_url=server, api_key=KEY)
+    with pytest.raises(RequestError, match=r"unsupported: .* refused \(500\): .*response_format") as error:
+        await remote.generate(SUM, GenerationParameters(max_tokens=8, schema=COLOURS))
+    await remote.close()
+    assert error.value.code == "unsupported"

@@ -16,6 +16,7 @@ from mqttcollab.codec import CBOR, JSON, VectorType, decode, decode_map, encode
 from mqttcollab.errors import MessageError
 from mqttcollab.messages import (
     MESSAGE_TYPES,
+    Candidate,
     ContextItem,
     Embedding,
     ErrorInfo,
@@ -23,20 +24,38 @@ from mqttcollab.messages import (
     Message,
     Observation,
     Parameters,
+    Part,
+    Plan,
+    PlanStep,
     Profile,
+    Relevance,
     Reply,
     Request,
     ServiceRecord,
     Source,
     Step,
     Timing,
+    Uncertainty,
     Usage,
+    Verdict,
 )
 from mqttcollab.schema import schemas
 
 SCHEMAS = schemas()
 SERVICE = "data.gpt/health/heart-rate"
 ERROR = ErrorInfo(code="busy", message="the queue is full", retry_after_ms=500)
+VERDICT = Verdict(score=-1.5, probability=0.18, reason="close to nothing")
+RELEVANCE = Relevance(score=2.0, probability=0.88, reason="close to an example", service=SERVICE)
+CANDIDATE = Candidate(score=0.8, probability=0.85, reason="often right", agent="watch-7", service=SERVICE)
+PLAN_STEP = PlanStep(
+    text="Is #1 high?",
+    service=SERVICE,
+    after=[1],
+    reason="close",
+    gap=VERDICT,
+    domains=[RELEVANCE],
+    candidates=[CANDIDATE],
+)
 
 # Each type at its barest, and with every field set.
 BARE: list[Message] = [
@@ -62,6 +81,7 @@ FULL: list[Message] = [
         tenant="t",
         budget_usd=0.01,
         may_leave_edge=False,
+        plan=[PlanStep(text="What is my heart rate?"), PLAN_STEP],
         hops=2,
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     ),
@@ -73,19 +93,40 @@ FULL: list[Message] = [
         output="59/min",
         data={"heart_rate": 59},
         confidence=0.9,
+        uncertainty=Uncertainty(
+            tokens=7,
+            mean_logprob=-0.3,
+            min_logprob=-1.2,
+            first_logprob=-0.1,
+            key_logprob=-0.8,
+            truncated=True,
+            agreement=0.75,
+            samples=4,
+        ),
         agent="watch-7",
         service=SERVICE,
         usage=Usage(prompt_tokens=12, completion_tokens=7, cost_usd=0.001),
         sources=[Source(agent="watch-7", service=SERVICE, document="d", observation="o1", text="t", time_ms=1)],
         timing=Timing(queued_ms=0.1, elapsed_ms=2.5),
+        plan=Plan(
+            origin="clauses",
+            reason="it asks two things",
+            complexity=VERDICT,
+            gap=VERDICT,
+            domains=[RELEVANCE],
+            steps=[PlanStep(text="What is my heart rate?"), PLAN_STEP],
+        ),
         steps=[
             Step(
+                number=2,
+                text="Is 59/min high?",
                 service=SERVICE,
                 agent="watch-7",
                 status="error",
                 reason="close",
-                after=["data.gpt/weather"],
+                after=[1],
                 confidence=0.5,
+                verdict=VERDICT,
                 start_ms=0.0,
                 elapsed_ms=12.5,
                 error=ERROR,
@@ -177,9 +218,24 @@ def test_every_type_has_a_schema() -> None:
     assert json.loads(json.dumps(SCHEMAS)) == SCHEMAS
 
 
+def parts_of(value: Any) -> Iterator[Part]:
+    """The maps inside a message, at any depth."""
+    if isinstance(value, list):
+        for item in value:
+            yield from parts_of(item)
+    elif isinstance(value, Part):
+        yield value
+        for name in type(value).model_fields:
+            yield from parts_of(getattr(value, name))
+
+
 def test_every_field_is_set_in_full() -> None:
     for message in FULL:
         assert message.model_fields_set | {"type"} == type(message).model_fields.keys()
+    parts = [part for message in FULL for part in parts_of(message)]
+    for kind in {type(part) for part in parts}:
+        fields = set[str]().union(*(part.model_fields_set for part in parts if type(part) is kind))
+        assert fields | {"type"} == kind.model_fields.keys() | {"type"}, kind
 
 
 @pytest.mark.parametrize("message", [*BARE, *FULL], ids=name_of)
@@ -227,6 +283,13 @@ def spoilt() -> Iterator[Any]:
         (reply, {"seq": -1}),
         (reply, {"error": {"code": "busy"}}),
         (reply, {"steps": [{"service": SERVICE, "status": "running"}]}),
+        (reply, {"steps": [{"service": SERVICE, "number": 0}]}),
+        (reply, {"uncertainty": {"tokens": 7, "mean_logprob": 0.1, "min_logprob": -1, "first_logprob": -1}}),
+        (reply, {"uncertainty": {"tokens": 7}}),
+        (reply, {"plan": {"origin": "whole"}}),
+        (request, {"plan": [{"text": "x"}] * 17}),
+        (request, {"plan": [{"text": "x" * 4001}]}),
+        (request, {"plan": [{"text": "x", "after": [0]}]}),
         (record, {"agent": "@watch-7"}),
         (record, {"agent": "Watch"}),
         (record, {"agent": "a" * 64}),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 def main() -> None:
@@ -21,13 +22,13 @@ def main() -> None:
         hint = "start one with `mqttcollab broker`, or name another with --broker"
         if error.refused:
             hint = "is it the right user and password? --broker mqtt://user:password@host"
-        sys.exit(f"error: {error}; {hint}")
+        _fail(f"{error}; {hint}")
     except MqttCollabError as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
     except BrokenPipeError:
         _nobody_reads()
     except OSError as error:  # a full disk, no more processes …
-        sys.exit(f"error: {error}")
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -39,8 +40,14 @@ def _app() -> Callable[..., None]:
         package = (error.name or "").partition(".")[0]
         if package not in ("typer", "rich"):
             raise
-        sys.exit(f"error: the command line needs {package}: pip install 'mqttcollab[cli]'")
+        _fail(f"the command line needs {package}: pip install 'mqttcollab[cli]'")
     return app
+
+
+def _fail(text: str) -> NoReturn:
+    """Ends with one line, written at once: a fleet's processes share where it goes."""
+    sys.stderr.write(f"error: {text}\n")
+    sys.exit(1)
 
 
 def _nobody_reads() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqttcollab import __version__
+from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
 from mqttcollab.config import BROKER_VARIABLE
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     # In a pipe plain lines; rich's boxes are for terminals.
     rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
 )
+
+app.add_typer(evaluations, name="eval")
 
 Url = Annotated[
     str | None,
@@ -156,18 +159,32 @@ def sub(
 def orchestrator(
     name: Annotated[str, typer.Option(help="The agent's name.")] = "orchestrator",
     embedder: Annotated[str, typer.Option(help="wordllama, or llama:PATH of a GGUF.")] = "wordllama",
-    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine at which a service matters.")] = 0.4,
+    calibration: Annotated[
+        Path | None, typer.Option(help="What `calibrate` wrote for this embedder.", show_default="comes along")
+    ] = None,
     fallback: Annotated[
-        str, typer.Option(help="Service asked where nobody is found; empty: none.")
+        str, typer.Option(help="Service asked where nobody covers a question; empty: none.")
     ] = "knowledge.gpt/general",
+    strong: Annotated[
+        str | None, typer.Option(help="Service asked where the fallback's answer can't be trusted.")
+    ] = None,
+    router: Annotated[
+        Path | None, typer.Option(help="What `eval route --save` wrote: decides between fallback and strong.")
+    ] = None,
+    planner: Annotated[
+        Path | None, typer.Option(help="TOML of a language model that splits questions: kind, path, base_url …")
+    ] = None,
+    phrasing: Annotated[str | None, typer.Option(help="Service of a language model that phrases answers.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="How many agents answer the same, and vote.")] = 1,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
     """Run an orchestrator."""
-    from mqttcollab.cli.run import run_orchestrator
+    from mqttcollab.cli.run import Decisions, run_orchestrator
 
     logging.getLogger().setLevel(logging.INFO)
-    run_orchestrator(name, embedder, threshold, fallback or None, place, broker)
+    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers)
+    run_orchestrator(name, embedder, decisions, place, broker)
 
 
 @app.command()
@@ -215,3 +232,23 @@ def schema(
     from mqttcollab.cli.schema import write_schemas
 
     write_schemas(type_, out)
+
+
+@app.command()
+def calibrate(
+    train: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines with text, domain and intent.")],
+    embedder: Annotated[
+        str, typer.Option(help="wordllama, wordllama:128, wordllama:64, or llama:PATH of a GGUF.")
+    ] = "wordllama",
+    target: Annotated[
+        float, typer.Option(help="Share of the questions in scope that may be handed over, above 0 to 0.5.")
+    ] = 0.05,
+    fleets: Annotated[int, typer.Option(min=2, help="Fleets drawn to fit to, and as many to measure on.")] = 120,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the calibration there.")] = None,
+    source: Annotated[str | None, typer.Option(help="The data's name and licence, kept in the calibration.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit what tells which services a question touches to simulated fleets, and print how well it does."""
+    from mqttcollab.cli.calibrate import run_calibration
+
+    run_calibration(train, embedder, target, fleets, output, source, as_json=as_json)

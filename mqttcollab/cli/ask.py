@@ -88,6 +88,8 @@ async def _only_service(me: Agent, agent: str) -> str:
     services = sorted(view.records) if view is not None and view.present else []
     if not services:
         raise RequestError("no_capability", f"@{agent} is not online or offers nothing: `mqttcollab agents` says who")
+    if ORCHESTRATION in services:
+        return ORCHESTRATION
     if len(services) > 1:
         raise ConfigError(f"@{agent} offers {', '.join(services)}: choose one with --service")
     return services[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from typer import Typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from mqttcollab.cli.app import app
@@ -26,22 +27,24 @@ _METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 def reference() -> str:
     """The whole reference, as Markdown."""
-    parts = [_HEAD, *_section("mqttcollab", _callback())]
-    for command in app.registered_commands:
+    return "\n".join([_HEAD, *_sections("mqttcollab", app)])
+
+
+def _sections(name: str, group: Typer) -> Iterator[str]:
+    assert group.registered_callback is not None and group.registered_callback.callback is not None
+    yield from _section(name, group.registered_callback.callback, group=True)
+    for command in group.registered_commands:
         assert command.callback is not None
-        parts += _section(f"mqttcollab {command.name or command.callback.__name__}", command.callback)
-    return "\n".join(parts)
+        yield from _section(f"{name} {command.name or command.callback.__name__}", command.callback)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _sections(f"{name} {inner.name}", inner.typer_instance)
 
 
-def _callback() -> Callable[..., Any]:
-    assert app.registered_callback is not None and app.registered_callback.callback is not None
-    return app.registered_callback.callback
-
-
-def _section(name: str, function: Callable[..., Any]) -> Iterator[str]:
+def _section(name: str, function: Callable[..., Any], *, group: bool = False) -> Iterator[str]:
     parameters = list(_parameters(function))
     arguments = [_argument(*rest) for _, *rest in parameters if isinstance(rest[0], ArgumentInfo)]
-    usage = " ".join([name, "[OPTIONS]", *arguments, *(["COMMAND"] if name == "mqttcollab" else [])])
+    usage = " ".join([name, "[OPTIONS]", *arguments, *(["COMMAND"] if group else [])])
     yield f"## {name}\n{inspect.getdoc(function)}\n\n```\n{usage}\n```\n"
     rows = [row for row in map(_row, parameters) if row]
     if rows:
@@ -73,7 +76,9 @@ def _row(parameter: tuple[str, ArgumentInfo | OptionInfo, Any, Any]) -> str | No
         help_ += f" Environment: `{info.envvar}`."
     if isinstance(info.show_default, str):
         default = info.show_default
-    return f"| {shown} | {help_} | {'' if default in (None, False, inspect.Parameter.empty) else _code(default)} |"
+    if default is inspect.Parameter.empty:
+        default = "has to be given"
+    return f"| {shown} | {help_} | {'' if default in (None, False) else _code(default)} |"
 
 
 def _argument(info: ArgumentInfo | OptionInfo, kind: Any, default: Any) -> str:

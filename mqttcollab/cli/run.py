@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 from mqttcollab.broker import Broker, BrokerKind
@@ -10,24 +11,51 @@ from mqttcollab.cli.children import Child, Children, signal_name
 from mqttcollab.cli.fleet import build, choose, read_fleet
 from mqttcollab.cli.show import console, errors, print_json
 from mqttcollab.cli.signals import stop_event
-from mqttcollab.config import BrokerAddress
+from mqttcollab.config import BrokerAddress, read_toml
 from mqttcollab.errors import BrokerError
 from mqttcollab.topics import check_agent, check_service
 
 
-def run_orchestrator(
-    name: str, embedder: str, threshold: float, fallback: str | None, place: str | None, broker: str | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How an orchestrator decides, as the command line says it; see `OrchestratorOptions`."""
+
+    calibration: Path | None
+    fallback: str | None
+    strong: str | None
+    router: Path | None
+    planner: Path | None
+    phrasing: str | None
+    answers: int
+
+
+def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str | None, broker: str | None) -> None:
     """Runs an orchestrator until SIGINT or SIGTERM."""
+    from mqttcollab.classifiers.calibration_file import read_calibration
+    from mqttcollab.classifiers.chain import default_classifiers
+    from mqttcollab.classifiers.router import Router
     from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
+    from mqttcollab.runtimes.config import load_runtime
     from mqttcollab.runtimes.embedders import load_embedder
 
     check_agent(name)
-    if fallback is not None:
-        check_service(fallback)
+    for service in (decisions.fallback, decisions.strong, decisions.phrasing):
+        if service is not None:
+            check_service(service)
     BrokerAddress.parse(broker)
-    options = OrchestratorOptions(threshold=threshold, fallback=fallback)
-    orchestrator_agent(name, load_embedder(embedder), options=options, place=place).run(broker)
+    embeds = load_embedder(embedder)
+    calibration = None if decisions.calibration is None else read_calibration(decisions.calibration)
+    planner = decisions.planner
+    options = OrchestratorOptions(
+        fallback=decisions.fallback,
+        strong=decisions.strong,
+        router=None if decisions.router is None else Router.load(decisions.router, embeds),
+        planner=None if planner is None else load_runtime(read_toml(planner), where=str(planner)),
+        phrasing=decisions.phrasing,
+        answers=decisions.answers,
+    )
+    classifiers = default_classifiers(embeds, calibration)
+    orchestrator_agent(name, embeds, options=options, classifiers=classifiers, place=place).run(broker)
 
 
 def run_fleet(path: Path, names: list[str], broker: str | None) -> int:

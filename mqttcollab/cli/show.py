@@ -56,16 +56,20 @@ def warn(text: str) -> None:
 
 def step_line(step: Step, elapsed_s: float) -> str:
     """A step of a timeline, and why the service was asked."""
-    mark = "[green]✓[/]" if step.status == "ok" else "[red]✗[/]"
+    mark = {"ok": "[green]✓[/]", "skipped": "[dim]–[/]"}.get(step.status, "[red]✗[/]")
     who = f"[bold]@{safe(step.agent)}[/]  " if step.agent else ""
     took = f"  {step.elapsed_ms:.0f} ms" if step.elapsed_ms is not None else ""
-    line = f"  {elapsed_s:6.2f} s  {mark} {who}{safe(step.service)}{took}"
+    line = f"  {elapsed_s:6.2f} s  {mark} #{step.number} {who}{safe(step.service)}{took}"
     if step.after:
-        line += f"  [dim]after {safe(', '.join(step.after))}[/]"
+        line += f"  [dim]after {', '.join(f'#{number}' for number in step.after)}[/]"
+    if step.status == "skipped":
+        return f"{line}  [dim]has nothing on it: {safe(step.error.message if step.error is not None else '')}[/]"
     if step.error is not None:
         line += f"  [red]{safe(step.error.code)}: {safe(step.error.message)}[/]"
     if step.reason:
         line += f"\n{'':14}[dim]{safe(step.reason)}[/]"
+    if step.verdict is not None:
+        line += f"\n{'':14}[dim]right with probability {step.verdict.probability:.2f}: {safe(step.verdict.reason)}[/]"
     return line
 
 
@@ -79,6 +83,7 @@ def source_line(source: Source) -> str:
 def answer_lines(reply: Reply, *, text: bool = True) -> str:
     """An answer (unless its text was shown already), its sources and its confidence."""
     lines = [safe(reply.output or "(no text)")] if text else []
+    lines += [f"  [dim]plan:[/] {safe(reply.plan.origin)}, {safe(reply.plan.reason)}"] if reply.plan is not None else []
     lines += [source_line(source) for source in reply.sources]
     if reply.confidence is not None:
         lines.append(f"  [dim]confidence:[/] {reply.confidence:.2f}")

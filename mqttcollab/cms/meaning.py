@@ -28,7 +28,11 @@ class Meaning:
         self._vectors: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def closeness(self, text: str, records: Sequence[ServiceRecord]) -> list[float]:
-        """For each record the largest cosine between the text and its description or an example."""
+        """For each record the largest cosine between the text and its description or an example.
+
+        A record that has neither is compared by its centroid, where that is of the same embedding model, else by its
+        name.
+        """
         if self._embedder is None:
             raise ConfigError(
                 "finding services by meaning takes an embedder: pip install 'mqttcollab[embed]' and pass"
@@ -45,5 +49,11 @@ class Meaning:
         key = (record.agent, record.service)
         if key not in self._vectors:
             texts = [text for text in (record.description, *record.examples) if text.strip()]
-            self._vectors[key] = embedder.embed(texts or [record.service.replace("/", " ")])
+            centroid = record.centroid_for(embedder.model, embedder.dimension)
+            if centroid is not None and not texts:
+                import numpy as np
+
+                self._vectors[key] = np.array([centroid], np.float32)
+            else:
+                self._vectors[key] = embedder.embed(texts or [record.service.replace("/", " ")])
         return self._vectors[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mqttcollab.cms.meaning import Meaning
@@ -179,9 +179,16 @@ class Registry:
             ConfigError: the registry was made without an embedder.
         """
         offers = self.offers(pattern)
-        scores = self._meaning.closeness(text, [offer.record for offer in offers])
-        found = [Match(offer, score) for offer, score in zip(offers, scores, strict=True)]
+        found = [Match(offer, score) for offer, score in zip(offers, self.closeness(text, offers), strict=True)]
         return sorted(found, key=lambda match: -round(match.score, 6))
+
+    def closeness(self, text: str, offers: Sequence[Offer]) -> list[float]:
+        """For each offer the largest cosine between the text and its description or an example of it.
+
+        Raises:
+            ConfigError: the registry was made without an embedder.
+        """
+        return self._meaning.closeness(text, [offer.record for offer in offers])
 
     # Keeping it up to date
 

@@ -1,7 +1,7 @@
 """The orchestrator: an agent that finds out who can help with a question, asks them, and puts the answers together.
 
-`classify`, `plan`, `schedule` and `aggregate` are pure functions over a snapshot; `dispatch` does the asking.
-Each is a seam: `Orchestrator` takes a replacement for any of them.
+`decide` makes the plan from a snapshot and asks nobody; `dispatch` runs it; `aggregate` puts the answers together;
+`learn` takes in records and outcomes. The classifiers, the decomposer, scheduler and aggregator can be replaced.
 """
 
 from mqttcollab.orchestrator.orchestrator import Orchestrator, OrchestratorOptions, orchestrator_agent

@@ -1,33 +1,40 @@
-"""The orchestrator as a service: from a request to an answer with its steps."""
+"""The orchestrator as a service: from a request to an answer with its plan and its steps."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
-from mqttcollab.cms.views import Offer
-from mqttcollab.errors import ConfigError, RequestError
-from mqttcollab.messages import ContextItem, Reply, Request, Step
+from mqttcollab.classifiers.chain import Classifiers, default_classifiers
+from mqttcollab.classifiers.router import Router
+from mqttcollab.cooperation import KnowledgeBase, Notes
+from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
-from mqttcollab.orchestrator.classify import Classifier, Relevant, by_similarity
-from mqttcollab.orchestrator.dispatch import AskFunction, Dispatcher, Outcome
-from mqttcollab.orchestrator.plan import PlannedStep, Planner, data_first
+from mqttcollab.orchestrator.asking import Asking
+from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
+from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
+from mqttcollab.orchestrator.learn import Learner, note_verdicts
+from mqttcollab.orchestrator.phrase import phrased, request_of
 from mqttcollab.orchestrator.progress import Progress
 from mqttcollab.orchestrator.schedule import Scheduler, least_pressure
+from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer
+from mqttcollab.plans.model import ModelDecomposer
 from mqttcollab.service import Answer, Service
 from mqttcollab.topics import ORCHESTRATION
 
 if TYPE_CHECKING:
-    from mqttcollab.runtimes.base import Embedder
+    from mqttcollab.runtimes.base import Embedder, Runtime
 
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
 _NO_SPECIALIST = "(Nobody here specialises in this question: a general model answered it, unverified.)"
+_NOT_ABLE = "(No specialist here could answer this: a general model did, unverified.)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +42,31 @@ class OrchestratorOptions:
     """How an orchestrator decides.
 
     Attributes:
-        threshold: the least cosine between a question and a service's description or an example of it.
-        fallback: the service that is asked, and said to be no specialist, where nobody is found by meaning;
+        fallback: the service that is asked, and said to be no specialist, where nobody covers a subtask;
             None answers `no_capability` instead.
-        classifier, planner, scheduler, aggregator: replacements for the defaults.
+        strong: the service of a stronger model, asked where the fallback's answer can't be trusted; not of a question
+            that must not leave the edge, nor where it costs more than the question's budget.
+        router: says whether the fallback's answer can be trusted; None goes by `trust`.
+        planner: a language model that splits questions; None splits them by their clauses.
+        phrasing: the service of a language model that phrases the answer; None leaves the parts as they are.
+        trust: an answer less likely right than this is put to a further agent, where there is one.
+        answers: how many agents are asked the same where several offer it, but for data; they vote.
+        detect_gaps, decompose, share: False switches off the detection of gaps, the splitting of questions, or the
+            passing on of results and what is remembered of earlier ones.
+        decomposer, scheduler, aggregator: replacements for the defaults.
     """
 
-    threshold: float = 0.4
-    fallback: str | None = "knowledge.gpt/general"
-    classifier: Classifier | None = None
-    planner: Planner = data_first
+    fallback: str | None = GENERAL
+    strong: str | None = None
+    router: Router | None = None
+    planner: Runtime | None = None
+    phrasing: str | None = None
+    trust: float = 0.5
+    answers: int = 1
+    detect_gaps: bool = True
+    decompose: bool = True
+    share: bool = True
+    decomposer: Decomposer | None = None
     scheduler: Scheduler = least_pressure
     aggregator: Aggregator = with_sources
 
@@ -52,109 +74,158 @@ class OrchestratorOptions:
 class Orchestrator(Service):
     """Answers `computation.gpt/orchestration` through an agent that has an embedder.
 
+    Args:
+        agent: the agent that offers it.
+        options: how it decides.
+        classifiers: replacements for the chain of classifiers.
+
     Raises:
-        ConfigError: the agent has none.
+        ConfigError: the agent has no embedder.
     """
 
     name = ORCHESTRATION
     description = "Splits a question among the agents that can help and puts their answers together"
     concurrency = 64
 
-    def __init__(self, agent: Agent, options: OrchestratorOptions | None = None) -> None:
+    def __init__(
+        self, agent: Agent, options: OrchestratorOptions | None = None, classifiers: Classifiers | None = None
+    ) -> None:
         if agent.embedder is None:
             raise ConfigError(f"@{agent.name}: an orchestrator finds services by meaning: give its agent an embedder")
         self.options = options or OrchestratorOptions()
+        self.classifiers = classifiers or default_classifiers(agent.embedder)
+        self.knowledge = KnowledgeBase(agent.embedder) if self.options.share else None
         self._agent = agent
-        self._classify = self.options.classifier or by_similarity(self.options.threshold)
+        self._decider = Decider(
+            self.classifiers,
+            self._decomposer() if self.options.decompose else None,
+            self.knowledge,
+            self.options.fallback,
+            self.options.strong,
+            answers=self.options.answers,
+            detect_gaps=self.options.detect_gaps,
+            closeness=lambda text, offers: agent.registry.closeness(text, offers),
+        )
         self._dispatcher: Dispatcher | None = None
+        self._learner: Learner | None = None
         self._progress: Progress | None = None
 
     async def started(self) -> None:
         """Follows the registry from the start, so that the first question finds everybody."""
         registry = await self._agent.follow()
-        self._dispatcher = Dispatcher(registry, self.options.scheduler)
+        options = self.options
+        self._dispatcher = Dispatcher(
+            registry,
+            options.scheduler,
+            self.classifiers.judge,
+            trust=options.trust,
+            router=options.router,
+            share=options.share,
+            skill=self.classifiers.capability.skill,
+        )
+        self._learner = Learner(registry, self.classifiers.domains, self._is_specialist)
         self._progress = Progress(self._agent.transport)
 
     async def stopping(self) -> None:
-        """Clears the progress topics."""
+        """Ends the training and clears the progress topics."""
+        if self._learner is not None:
+            await self._learner.stop()
         if self._progress is not None:
             await self._progress.close()
 
     async def handle(self, request: Request) -> AsyncIterator[Step | Answer]:
         """Yields every step as it ends, then the answer."""
         assert self._dispatcher is not None and self._progress is not None
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + request.ttl_ms / 1000 * (1 - _RESERVE)
-        progress, task = self._progress, request.id
-        progress.say(task, "question", request.text)
+        deadline = asyncio.get_running_loop().time() + request.ttl_ms / 1000 * (1 - _RESERVE)
+        progress = self._progress.of(request.id)
+        progress.asked(request.text)
         try:
-            plan = self._plan(request)
-            progress.say(task, "plan", json.dumps([_describe(step) for step in plan], ensure_ascii=False))
-            progress.say(task, "status", "running")
-            numbers = {step.service: number for number, step in enumerate(plan, 1)}
+            decision = await self._decide(request)
+            progress.planned(decision.plan)
             outcomes: list[Outcome] = []
-            running = self._dispatcher.run(request, plan, self._ask(request), deadline)
+            asking = Asking(self._agent, request, self._skill)
+            running = self._dispatcher.run(decision.steps, asking, deadline)
             async with contextlib.aclosing(running):
                 async for outcome in running:
                     outcomes.append(outcome)
-                    self._report(task, numbers[outcome.step.service], outcome)
+                    progress.ended(outcome.step, outcome.reply)
                     yield outcome.step
-            outcomes.sort(key=lambda o: numbers[o.step.service])
+            outcomes.sort(key=lambda o: o.step.number)
+            self._learn(request, outcomes)
             answer = self.options.aggregator(outcomes)
+            await self._phrase(request, answer, deadline)
         except BaseException as error:
-            progress.say(task, "status", f"failed {_failure(error)}")
+            progress.failed(error)
             raise
-        if any(step.service == self.options.fallback for step in plan):
-            answer.text += "\n" + _NO_SPECIALIST
-        progress.say(task, "answer", answer.text)
-        progress.say(task, "status", "done")
+        answer.plan = decision.plan
+        general = {o.step.number for o in outcomes if o.reply is not None and o.step.service in self._general}
+        if general:
+            tried = any(step.number in general and step.service not in self._general for step in decision.steps)
+            answer.text += "\n" + (_NOT_ABLE if tried else _NO_SPECIALIST)
+        progress.done(answer.text)
         yield answer
 
-    def _plan(self, request: Request) -> list[PlannedStep]:
-        if not request.text.strip():
-            raise RequestError("bad_request", "the question is empty")
-        matches = [
-            match
-            for match in self._agent.registry.nearest(request.text)
-            if match.offer.record.service not in (ORCHESTRATION, self.options.fallback)
-        ]
-        relevant = self._classify(request.text, matches)
-        if not relevant:
-            relevant = self._fallback(matches[0].score if matches else None)
-        return self.options.planner(request.text, relevant)
+    async def _decide(self, request: Request) -> Decision:
+        assert self._learner is not None
+        offers = await self._learner.offers()
+        return await self._decider.decide(request, [o for o in offers if o.record.service != ORCHESTRATION])
 
-    def _fallback(self, closest: float | None) -> list[Relevant]:
-        reason = "no specialist is close to the question" + (f" (closest {closest:.2f})" if closest is not None else "")
-        offers = self._agent.registry.offers(self.options.fallback) if self.options.fallback else []
-        if not offers:
-            raise RequestError("no_capability", f"{reason}, and nobody offers {self.options.fallback or 'a fallback'}")
-        return [Relevant(offers[0].record.service, tuple(offers), closest or 0.0, f"{reason}: a general model answers")]
+    def _decomposer(self) -> Decomposer:
+        if self.options.decomposer is not None:
+            return self.options.decomposer
+        domains = self.classifiers.domains
+        clauses = ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
+        if self.options.planner is None:
+            return clauses
+        return ModelDecomposer(self.options.planner, clauses, services=self._services)
 
-    def _ask(self, request: Request) -> AskFunction:
-        async def ask(offer: Offer, context: list[ContextItem], seconds: float) -> Reply:
-            return await self._agent.ask(
-                request.input,
-                service=offer.record.service,
-                agent=offer.agent.name,
-                context=context,
-                parameters=request.parameters,
-                ttl_s=seconds,
-                session=request.session,
+    def _services(self) -> list[str]:
+        return sorted({o.record.service for o in self._agent.registry.offers() if self._is_specialist(o.record)})
+
+    def _skill(self, agent: str, service: str) -> float:
+        return self.classifiers.capability.skill.expected(agent, service).probability
+
+    @property
+    def _general(self) -> tuple[str | None, str | None]:
+        """The services of general models."""
+        return self.options.fallback, self.options.strong
+
+    def _is_specialist(self, record: ServiceRecord) -> bool:
+        return record.service not in (ORCHESTRATION, Notes.name, *self._general)
+
+    def _learn(self, request: Request, outcomes: list[Outcome]) -> None:
+        """Notes how right everybody was, as far as it shows, and what is worth remembering."""
+        memory = self.knowledge if all_in_words(request) else None
+        texts = Counter(outcome.step.text for outcome in outcomes)
+        for outcome in outcomes:
+            note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
+            if memory is None or outcome.step.after or outcome.step.service in self._general:
+                continue
+            # What several services answered together is no note: each has a part of it only.
+            asked = bool(outcome.attempts or outcome.consensus) and texts[outcome.step.text] == 1
+            verdict = outcome.step.verdict
+            if (
+                asked
+                and outcome.reply is not None
+                and verdict is not None
+                and verdict.probability >= self.options.trust
+            ):
+                # Whom we asked we know; what a reply says of itself is another's text.
+                who = {"agent": outcome.step.agent, "service": outcome.step.service}
+                memory.remember(outcome.step.text or "", outcome.reply.model_copy(update=who))
+
+    async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
+        if self.options.phrasing is None:
+            return
+        seconds = deadline - asyncio.get_running_loop().time()
+        try:
+            reply = await self._agent.ask(
+                request_of(request.text, answer), service=self.options.phrasing, ttl_s=max(0.001, seconds)
             )
-
-        return ask
-
-    def _report(self, task: str, number: int, outcome: Outcome) -> None:
-        assert self._progress is not None
-        step = outcome.step
-        self._progress.say(task, f"steps/{number}/service", step.service)
-        self._progress.say(task, f"steps/{number}/assigned_device", f"@{step.agent}")
-        self._progress.say(task, f"steps/{number}/elapsed_ms", f"{step.elapsed_ms:g}")
-        if outcome.reply is not None:
-            self._progress.say(task, f"steps/{number}/output", outcome.reply.output or "")
-            self._progress.say(task, f"steps/{number}/status", "done")
-        elif step.error is not None:
-            self._progress.say(task, f"steps/{number}/status", f"failed {step.error.code}: {step.error.message}")
+        except MqttCollabError as error:
+            answer.missing.append(f"a phrasing by {self.options.phrasing} ({error})")
+        else:
+            phrased(answer, reply.output)
 
 
 def orchestrator_agent(
@@ -162,6 +233,7 @@ def orchestrator_agent(
     embedder: Embedder,
     *,
     options: OrchestratorOptions | None = None,
+    classifiers: Classifiers | None = None,
     agent_options: AgentOptions | None = None,
     place: str | None = None,
 ) -> Agent:
@@ -171,21 +243,13 @@ def orchestrator_agent(
         name: the agent's name.
         embedder: finds services by meaning.
         options: how it decides.
+        classifiers: replacements for the default chain.
         agent_options: limits and intervals.
         place: where it is.
     """
     agent = Agent(name, description="Orchestrator", place=place, embedder=embedder, options=agent_options)
-    agent.add(Orchestrator(agent, options))
+    orchestrator = Orchestrator(agent, options, classifiers)
+    agent.add(orchestrator)
+    if orchestrator.knowledge is not None:
+        agent.add(Notes(agent, orchestrator.knowledge))
     return agent
-
-
-def _describe(step: PlannedStep) -> dict[str, object]:
-    return {"service": step.service, "after": list(step.after), "reason": step.reason}
-
-
-def _failure(error: BaseException) -> str:
-    if isinstance(error, RequestError):
-        return str(error)
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return "cancelled: the requester gave it up, its time ran out, or the orchestrator stopped"
-    return f"internal: {type(error).__name__}"

@@ -7,7 +7,8 @@ import logging
 from collections import deque
 from typing import Any
 
-from mqttcollab.errors import MqttCollabError
+from mqttcollab.errors import MqttCollabError, RequestError
+from mqttcollab.messages import Plan, Reply, Step, Verdict
 from mqttcollab.topics import slm_topic
 from mqttcollab.transport.base import Transport, TransportMessage
 
@@ -30,6 +31,10 @@ class Progress:
         self._order: deque[str] = deque()
         self._queue: asyncio.Queue[TransportMessage] = asyncio.Queue(maxsize=4096)
         self._writer = asyncio.create_task(self._write())
+
+    def of(self, task: str) -> TaskProgress:
+        """The progress of one task."""
+        return TaskProgress(self, task)
 
     def say(self, task: str, key: str, value: str) -> None:
         """Publishes `slm/inference/<task>/<key>`."""
@@ -76,3 +81,64 @@ class Progress:
             await self._transport.publish(message, bulk=True)
         except MqttCollabError as error:
             _log.warning("%s was not published: %s", message.topic, error)
+
+
+class TaskProgress:
+    """What is told of one task, as `topics.md` describes it."""
+
+    def __init__(self, progress: Progress, task: str) -> None:
+        self._progress = progress
+        self._task = task
+
+    def asked(self, question: str) -> None:
+        """The task has begun."""
+        self._say("question", question)
+
+    def planned(self, plan: Plan) -> None:
+        """The decision: as a whole, and its verdicts in words."""
+        for key, verdict in (("complexity", plan.complexity), ("gap", plan.gap)):
+            if verdict is not None:
+                self._say(key, _words(verdict))
+        self._say("plan", plan.model_dump_json(exclude_none=True))
+        self._say("status", "running")
+
+    def ended(self, step: Step, reply: Reply | None) -> None:
+        """A step has ended."""
+        key = f"steps/{step.number}"
+        self._say(f"{key}/text", step.text or "")
+        self._say(f"{key}/service", step.service)
+        if step.agent is not None:
+            self._say(f"{key}/assigned_device", f"@{step.agent}")
+        if step.elapsed_ms is not None:
+            self._say(f"{key}/elapsed_ms", f"{step.elapsed_ms:g}")
+        if step.verdict is not None:
+            self._say(f"{key}/verdict", _words(step.verdict))
+        if reply is not None:
+            self._say(f"{key}/output", reply.output or "")
+            self._say(f"{key}/status", "done")
+        elif step.error is not None:
+            self._say(f"{key}/status", f"failed {step.error.code}: {' '.join(step.error.message.split())}")
+
+    def done(self, answer: str) -> None:
+        """The task was answered."""
+        self._say("answer", answer)
+        self._say("status", "done")
+
+    def failed(self, error: BaseException) -> None:
+        """The task has ended without an answer."""
+        self._say("status", f"failed {_failure(error)}")
+
+    def _say(self, key: str, value: str) -> None:
+        self._progress.say(self._task, key, value)
+
+
+def _words(verdict: Verdict) -> str:
+    return f"{verdict.probability:.2f} {verdict.reason}"
+
+
+def _failure(error: BaseException) -> str:
+    if isinstance(error, RequestError):
+        return str(error)
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "cancelled: the requester gave it up, its time ran out, or the orchestrator stopped"
+    return f"internal: {type(error).__name__}"

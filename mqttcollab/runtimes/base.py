@@ -5,9 +5,9 @@ The module imports nothing heavy, so a device that only types against it stays s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from mqttcollab.errors import RequestError
 
@@ -50,6 +50,7 @@ class Generation:
 
     Attributes:
         logprobs: natural logarithm of each generated token's probability; empty where there are none.
+        tokens: the pieces of text that belong to them, a token that ends in the middle of a character being empty.
         finish_reason: `stop` (the model or a stop string ended it) or `length` (max_tokens or the context).
         tokens_per_s: completion tokens per second of generation, without waiting and reading the prompt.
     """
@@ -60,6 +61,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     finish_reason: str = "stop"
     tokens_per_s: float | None = None
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class GenerationParameters:
         top_k: sample from this many likeliest tokens; 0 is off.
         stop: the answer ends before the first of these strings.
         seed: makes sampling repeatable.
+        schema: a JSON schema that the answer has to follow; only an answer cut off by max_tokens does not. A runtime
+            that can't hold its model to one refuses (`unsupported`), but for FunctionRuntime.
 
     Raises:
         RequestError: `bad_request`, naming the parameter that is out of range.
@@ -84,6 +88,7 @@ class GenerationParameters:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
@@ -93,6 +98,8 @@ class GenerationParameters:
         _check(not isinstance(self.stop, str), "stop", self.stop, "a tuple of strings, not one string")
         _check(all(self.stop), "stop", self.stop, "a tuple of strings that are not empty")
         _check(self.seed is None or 0 <= self.seed < 2**32 - 1, "seed", self.seed, "from 0 to 4294967294")
+        valid = self.schema is None or (isinstance(self.schema, Mapping) and bool(self.schema))
+        _check(valid, "schema", self.schema, "a JSON schema that is not empty")
 
 
 def _check(valid: bool, name: str, value: object, rule: str) -> None:
@@ -127,7 +134,7 @@ class Runtime(Protocol):
         """Answer as a whole; cancelling the call stops the generation.
 
         Raises:
-            RequestError: `too_large`, `busy`, `bad_request`, `unauthorized` or `internal`.
+            RequestError: `too_large`, `busy`, `bad_request`, `unsupported`, `unauthorized` or `internal`.
             RuntimeFailure: the model can't be loaded or reached, or failed while it ran.
         """
         ...

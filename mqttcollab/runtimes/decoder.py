@@ -20,6 +20,7 @@ from typing import Any
 from mqttcollab.errors import RequestError, RuntimeFailure
 from mqttcollab.runtimes.base import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.gguf import check_context_length, llama_cpp_module, open_gguf
+from mqttcollab.runtimes.grammar import grammar_of
 
 # How much of a prompt is read at a time: 512 is hardly faster, and a cancelled request stops between slices.
 SLICE = 128
@@ -164,6 +165,9 @@ class Decoder:
 
         Returns:
             The figures, or None if it was stopped.
+
+        Raises:
+            RequestError: `unsupported`, the parameters' schema makes no grammar.
         """
         try:
             if not self._read_prompt(prompt, wanted):
@@ -209,6 +213,7 @@ class Decoder:
             top_p=parameters.top_p,
             min_p=0.0,
             repeat_penalty=1.0,
+            grammar=None if parameters.schema is None else grammar_of(parameters.schema, self._vocab),
         )
         return tokens
 

@@ -88,7 +88,8 @@ class LlamaRuntime:
         """Answer as a whole.
 
         Raises:
-            RequestError: `busy` (too many wait), `too_large` (for the context), `bad_request`.
+            RequestError: `busy` (too many wait), `too_large` (for the context), `bad_request`, `unsupported` (a
+                schema that makes no grammar).
             RuntimeFailure: as `load`; or the model failed while it ran, or was closed.
             ConfigError: as `load`.
         """
@@ -106,6 +107,7 @@ class LlamaRuntime:
             logprobs=tuple(chunk.logprob for chunk in chunks if chunk.logprob is not None),
             finish_reason=done.finish_reason,
             tokens_per_s=done.tokens_per_s,
+            tokens=tuple(chunk.text for chunk in chunks if chunk.logprob is not None),
         )
 
     async def stream(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,14 @@ _NAMED_CODES: dict[str, ErrorCode] = {
     "context_length_exceeded": "too_large",
     "insufficient_quota": "quota_exceeded",
 }
+# Some servers call it an internal error that they know no schemas.
+_ABOUT_SCHEMA: dict[str, re.Pattern[str]] = {
+    "bad_request": re.compile(r"response_format|schema|structured|grammar", re.I),
+    "internal": re.compile(r"response_format|json_schema"),
+}
+_MOST_REASON = 500
+# What OpenAI's strict mode refuses; max_tokens bounds the answer all the same.
+_NOT_STRICT = ("minLength", "maxLength")
 
 
 class OpenAIRuntime:
@@ -82,11 +91,11 @@ class OpenAIRuntime:
 
         Raises:
             RequestError: the endpoint refused: `unauthorized`, `busy` (with retry_after_ms where it says),
-                `quota_exceeded`, `too_large`, `bad_request`, `internal`.
+                `quota_exceeded`, `too_large`, `unsupported` (it takes no schema), `bad_request`, `internal`.
             DeadlineExceeded: it was silent for timeout_s.
             RuntimeFailure: it can't be reached, or does not talk like an OpenAI endpoint.
         """
-        with self._translated():
+        with self._translated(parameters):
             answer = await self._client.chat.completions.create(**self._request(messages, parameters))
         choices = getattr(answer, "choices", None)  # a web page instead of JSON comes back as a string
         if not choices:
@@ -106,7 +115,7 @@ class OpenAIRuntime:
     ) -> AsyncIterator[Chunk]:
         """Answer as it comes; closing the iterator closes the connection. Raises what `generate` raises."""
         finished = False
-        with self._translated():
+        with self._translated(parameters):
             request = self._request(messages, parameters)
             async with await self._client.chat.completions.create(**request, stream=True) as parts:
                 async for part in parts:
@@ -140,12 +149,15 @@ class OpenAIRuntime:
             request["seed"] = parameters.seed
         if parameters.top_k:
             request["extra_body"] = {"top_k": parameters.top_k}  # not OpenAI's own, but most servers know it
+        if parameters.schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": _strict(parameters.schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self._logprobs:
             request |= {"logprobs": True, "top_logprobs": 0}
         return request
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, parameters: GenerationParameters) -> Iterator[None]:
         import openai
 
         try:
@@ -157,13 +169,16 @@ class OpenAIRuntime:
                 f"can't reach {self.base_url}: {error.__cause__ or error}; is the server running?"
             ) from error
         except openai.APIStatusError as error:
-            raise self._refusal(error) from error
+            raise self._refusal(error, parameters) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: JSON that is none
             raise RequestError("internal", f"{self.base_url} failed: {error}") from error
 
-    def _refusal(self, error: openai.APIStatusError) -> RequestError:
+    def _refusal(self, error: openai.APIStatusError, parameters: GenerationParameters) -> RequestError:
         code = _NAMED_CODES.get(error.code or "") or _CODES.get(error.status_code, "internal")
         message = f"{self.base_url} refused ({error.status_code}): {_reason(error)}"
+        about_schema = _ABOUT_SCHEMA.get(code) if parameters.schema is not None else None
+        if about_schema is not None and about_schema.search(message):
+            code = "unsupported"
         return RequestError(code, message, retry_after_ms=_retry_after_ms(error))
 
 
@@ -184,13 +199,21 @@ def _client(base_url: str, api_key: str | None, timeout_s: float) -> openai.Asyn
     return client
 
 
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, Mapping):
+        # A property may have such a name; then its value is a schema.
+        kept = {key: value for key, value in schema.items() if key not in _NOT_STRICT or isinstance(value, Mapping)}
+        return {key: _strict(value) for key, value in kept.items()}
+    return [_strict(value) for value in schema] if isinstance(schema, list) else schema
+
+
 def _logprobs(choice: Any) -> list[float]:
     return [token.logprob for token in choice.logprobs.content or ()] if choice.logprobs else []
 
 
 def _reason(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or body.get("detail") or error.message)
+    return " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:_MOST_REASON]
 
 
 def _retry_after_ms(error: openai.APIStatusError) -> int | None:

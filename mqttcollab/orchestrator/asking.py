@@ -1,0 +1,93 @@
+"""Sends subtasks to agents on behalf of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mqttcollab.agent import Agent
+from mqttcollab.cms.views import Offer
+from mqttcollab.cooperation import Consensus, agree, ask_many
+from mqttcollab.messages import ContextItem, Reply, Request
+
+Skill = Callable[[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A subtask as it goes out.
+
+    Attributes:
+        text: None stands for the request's own input, which may be more than text.
+        seconds: until it is void.
+    """
+
+    text: str | None
+    context: Sequence[ContextItem]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Asks in the name of a request: with its parameters and its session.
+
+    Args:
+        agent: who asks.
+        request: what it serves.
+        skill: how right an agent usually is in a service, 0 to 1.
+    """
+
+    agent: Agent
+    request: Request
+    skill: Skill
+
+    async def one(self, offer: Offer, question: Question) -> Reply:
+        """Asks one agent."""
+        return await self.agent.ask(
+            self._input(question),
+            service=offer.record.service,
+            agent=offer.agent.name,
+            ttl_s=question.seconds,
+            **self._fields(question),
+        )
+
+    async def several(self, offers: Sequence[Offer], question: Question, count: int) -> Consensus:
+        """Asks this many agents at once, and lets them vote."""
+        return await ask_many(
+            self.agent,
+            self._input(question),
+            [(offer.record.service, offer.agent.name) for offer in offers],
+            k=count,
+            ttl_s=question.seconds,
+            weigh=self.skill,
+            embedder=self.agent.embedder,
+            **self._fields(question),
+        )
+
+    def checked(self, found: Consensus, check: Callable[[Reply], float | None]) -> Consensus:
+        """The vote again, with those answers that can be checked weighed by that, whatever their givers claim."""
+        votes = [vote for group in found.groups for vote in group]
+        right = [check(vote.reply) for vote in votes]
+        if all(one is None for one in right):
+            return found
+        weights = [
+            self.skill(vote.agent, vote.reply.service or "") if one is None else one
+            for vote, one in zip(votes, right, strict=True)
+        ]
+        replies = [(vote.agent, vote.reply, weight) for vote, weight in zip(votes, weights, strict=True)]
+        again = agree(replies, embedder=self.agent.embedder)
+        return found if again is None else replace(again, failures=found.failures)
+
+    def _input(self, question: Question) -> str | dict[str, Any]:
+        given = self.request.input
+        if question.text is None:
+            return given
+        return {**given, "text": question.text} if isinstance(given, dict) else question.text
+
+    def _fields(self, question: Question) -> dict[str, Any]:
+        return {
+            "context": question.context,
+            "parameters": self.request.parameters,
+            "session": self.request.session,
+        }

@@ -1,0 +1,1 @@
+"""Plans: questions split into subtasks that refer to each other's results."""
