@@ -17,15 +17,16 @@ HEAD = "its examples score"
 
 
 def records(count: int, topics: int = 10) -> list[ServiceRecord]:
+    """Six services with so many examples, the others with four."""
     return [
         ServiceRecord(
             agent=topic,
             service=f"knowledge.gpt/{topic}",
             examples=[f"{frame} {topic}{manner}" for manner in MANNERS for frame in (*FRAMES, "are there", "buy")][
-                :count
+                : count if number < 6 else 4
             ],
         )
-        for topic in TOPICS[:topics]
+        for number, topic in enumerate(TOPICS[:topics])
     ]
 
 

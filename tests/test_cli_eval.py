@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from command import environment, in_terminal, run
 
 from mqttcollab.cli.eval import _cells, _plain
+from mqttcollab.errors import ConfigError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KEYS = {"ours", "baselines", "oracle", "n"}
@@ -70,7 +73,7 @@ async def test_the_router_learned_is_written(routing: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_a_file_that_can_not_be_used_is_refused_in_a_line(command: str, tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_used_is_refused_in_a_line(command: str, tmp_path: Path) -> None:
     contents = {
         "empty": b"",
         "binary": b"\x89PNG\r\n\x1a\n\xff",
@@ -82,10 +85,13 @@ async def test_a_file_that_can_not_be_used_is_refused_in_a_line(command: str, tm
     for name, content in contents.items():
         paths.append(tmp_path / name)
         paths[-1].write_bytes(content)
-    words = [("eval", command, "--train", str(path), "--test", str(path)) for path in paths]
-    for path, result in zip(paths, [await run(*each) for each in words], strict=True):
-        assert result.error.startswith("error: ")
-        assert str(path) in result.error
+    evaluate = import_module(f"mqttcollab.evaluate.{command}").evaluate
+    for path in paths:
+        with pytest.raises(ConfigError, match=re.escape(str(path))) as error:
+            evaluate(path, path)
+        assert "\n" not in str(error.value)
+    result = asyncio.run(run("eval", command, "--train", str(path), "--test", str(path)))
+    assert result.error == f"error: {error.value}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

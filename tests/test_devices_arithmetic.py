@@ -16,6 +16,7 @@ from devices.analysis.numerals import replace_numerals
         ("17 plus 25", "17 + 25 = 42"),
         ("seventeen plus twenty-five", "17 + 25 = 42"),
         ("half of 90?", "90 / 2 = 45"),
+        ("Halve 90.", "90 / 2 = 45"),
         ("15% of 80", "15 / 100 * 80 = 12"),
         ("What is 15 percent of 80 dollars?", "15 / 100 * 80 = 12"),
         ("20% off 250", "250 - 20 / 100 * 250 = 200"),

@@ -14,6 +14,7 @@ from mqttcollab.plans.plan import (
     MAX_OWN_STEPS,
     MAX_RESULT,
     TaskGraph,
+    fill,
     literal,
     make_graph,
     parse,
@@ -38,42 +39,28 @@ def test_references_are_found_and_doubled_signs_are_none() -> None:
 def test_a_literal_text_refers_to_nothing_and_is_itself_when_filled() -> None:
     graph = make_graph(steps(literal("Who sang #1 in ##2?")))
     assert references(graph.steps[0].text) == set()
-    assert graph.filled(1, {}) == "Who sang #1 in ##2?"
+    assert fill(graph.steps[0].text, {}) == "Who sang #1 in ##2?"
 
 
 @given(st.text(alphabet="#12 a", max_size=40))
 def test_any_text_survives_being_made_literal(text: str) -> None:
     graph = whole(text)
-    assert graph.filled(1, {}) == text
+    assert fill(graph.steps[0].text, {}) == text
     assert graph.edges == frozenset()
 
 
 def test_results_are_put_in_but_never_resolved_again() -> None:
-    graph = make_graph(steps("A?", "B?", "Is #1 over #2, ##1?"))
-    assert graph.filled(3, {1: "#2 of #1", 2: "3"}) == "Is #2 of #1 over 3, #1?"
+    assert fill("Is #1 over #2, ##1?", {1: "#2 of #1", 2: "3"}) == "Is #2 of #1 over 3, #1?"
 
 
 def test_a_result_is_cut_short() -> None:
-    graph = make_graph(steps("A?", "See #1"))
-    assert graph.filled(2, {1: "x" * 10_000}) == "See " + "x" * MAX_RESULT
-
-
-def test_a_missing_result_is_named() -> None:
-    graph = make_graph(steps("A?", "B?", "Is #1 over #2?"))
-    with pytest.raises(RequestError, match="step 3 needs the result of step 2") as error:
-        graph.filled(3, {1: "1"})
-    assert error.value.code == "bad_request"
+    assert fill("See #1", {1: "x" * 10_000}) == "See " + "x" * MAX_RESULT
 
 
 def test_steps_are_put_in_order_and_renumbered() -> None:
     graph = make_graph(steps("Is #2 over #3?", "A?", "What of #2, ##2?"))
     assert texts(graph) == ["A?", "What of #1, ##2?", "Is #1 over #2?"]
     assert graph.edges == {(2, 1), (3, 1), (3, 2)}
-    assert graph.stages() == [[1], [2], [3]]
-
-
-def test_independent_steps_share_a_stage() -> None:
-    assert make_graph(steps("A?", "B?", "#1 or #2?", "C?")).stages() == [[1, 2, 4], [3]]
 
 
 def test_what_is_asked_twice_is_done_once() -> None:

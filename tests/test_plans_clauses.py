@@ -252,9 +252,27 @@ def test_steps_before_shift_the_references() -> None:
     assert operands("Multiply #3 by the temperature", 3) == ["What is the temperature?", "Multiply #3 by #4"]
 
 
-def test_it_in_a_calculation_becomes_a_reference() -> None:
-    assert with_result("Multiply it by 2.", 1) == "Multiply #1 by 2."
-    assert with_result("Is that too hot?", 1) == "Is that too hot?"
+@pytest.mark.parametrize(
+    ("question", "filled"),
+    [
+        ("Multiply it by 2.", "Multiply #1 by 2."),
+        ("What is twice that?", "What is twice #1?"),
+        ("And what's half of it?", "And what's half of #1?"),
+        ("How much is a third of the result?", "How much is a third of #1?"),
+        ("What is double that?", "What is double #1?"),
+        ("Double it.", "Double #1."),
+        ("What is it squared?", "What is #1 squared?"),
+        ("And half of it?", "What is half of #1?"),
+        ("Twice that.", "What is twice #1."),
+    ],
+)
+def test_it_in_a_calculation_becomes_a_reference(question: str, filled: str) -> None:
+    assert with_result(question, 1) == filled
+
+
+@pytest.mark.parametrize("question", ["Is that too hot?", "What is half the fun of it?", "Is half of it enough?"])
+def test_it_in_any_other_question_stays(question: str) -> None:
+    assert with_result(question, 1) == question
 
 
 @pytest.mark.parametrize(

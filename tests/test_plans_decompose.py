@@ -65,6 +65,13 @@ async def test_the_default_is_a_decomposer_and_its_plan_fits_a_message() -> None
             [("What is the temperature?", []), ("What is 2 times #1?", [1]), ("Is that more than my pulse?", [2])],
         ),
         ("Who sang #1 and what is 2+2?", [("Who sang ##1?", []), ("What is 2+2?", [])]),
+        ("What is my pulse, and what is twice that?", [("What is my pulse?", []), ("What is twice #1?", [1])]),
+        ("What is my pulse and double it", [("What is my pulse?", []), ("Double #1.", [1])]),
+        ("How hot is it? And half of it?", [("How hot is it?", []), ("What is half of #1?", [1])]),
+        (
+            "What is 3 times 4 and what is the square root of that?",
+            [("What is 3 times 4?", []), ("What is the square root of #1?", [1])],
+        ),
     ],
 )
 def test_clauses_and_their_calculations_become_one_graph(question: str, expected: list[tuple[str, list[int]]]) -> None:
@@ -102,6 +109,57 @@ async def test_an_empty_question_is_refused(question: str) -> None:
     with pytest.raises(RequestError, match="the question is empty") as error:
         await ClauseDecomposer().decompose(question)
     assert error.value.code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is my pulse and is half of it enough?",
+        "How do I proof the dough and double it?",
+        "Are bunk and double beds dear?",
+    ],
+)
+def test_a_share_that_is_not_asked_for_is_no_step(question: str) -> None:
+    assert ClauseDecomposer().split(question).origin == "whole"
+
+
+# --- turns to something else
+
+
+@pytest.mark.parametrize(
+    ("question", "parts"),
+    [
+        ("rain at the road? and how fast does my heart beat?", ["rain at the road?", "how fast does my heart beat?"]),
+        ("a hot day, and by the way 17+25?", ["a hot day", "17+25?"]),
+        ("my pulse. One more thing, the weather", ["my pulse", "the weather"]),
+        ("rain? my pulse? 17+25?", ["rain?", "my pulse?", "17+25?"]),
+        ("no rain! Incidentally, my pulse", ["no rain!", "my pulse"]),
+    ],
+)
+def test_a_turn_to_another_service_splits(question: str, parts: list[str]) -> None:
+    found = ClauseDecomposer(relevance).split(question)
+    assert told(found) == [(part, []) for part in parts]
+    assert found.origin == "clauses"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "I feel my pulse! Is my heart in order?",  # one service for both
+        "so hot? and by the way such rain?",
+        "rain, by the way jazz",  # nobody for the second
+        "jazz! and my pulse",
+        "rain by the wayside inn of my heart",
+        "rain, besides",
+        "? ! ?",
+    ],
+)
+def test_what_stays_with_one_service_or_goes_nowhere_is_no_turn(question: str) -> None:
+    assert ClauseDecomposer(relevance).split(question).origin == "whole"
+
+
+def test_without_relevance_nothing_is_a_turn() -> None:
+    assert ClauseDecomposer().split("a hot day, and by the way 17+25?").origin == "whole"
 
 
 # --- relevance

@@ -67,7 +67,7 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (rf"({_N}) ?% off (?:of )?({_N})", r"(\2 - \1/100 * \2)"),
     (rf"\bincrease ({_N}) by ({_N}) ?%", r"(\1 + \2/100 * \1)"),
     (rf"\b(?:decrease|reduce) ({_N}) by ({_N}) ?%", r"(\1 - \2/100 * \1)"),
-    (rf"\b(?:one |1 |a )?half (?:of )?({_N})", r"(\1 / 2)"),
+    (rf"\b(?:(?:one |1 |a )?half (?:of )?|halve )({_N})", r"(\1 / 2)"),
     (rf"\b(?:one |1 |a )third of ({_N})", r"(\1 / 3)"),
     (rf"\b(?:one |1 |a )quarter of ({_N})", r"(\1 / 4)"),
     (rf"\b(?:double|twice) ({_N})", r"(2 * \1)"),

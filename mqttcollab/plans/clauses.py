@@ -14,9 +14,13 @@ _AUX = r"(?:is|are|was|were|am|do|does|did|can|could|would|will|should|shall|mig
 _PRONOUN = r"(?:i|you|he|she|it|we|they|this|that|these|those|there|anyone|anybody|someone|everyone)"
 _DETERMINER = r"(?:the|a|an|my|your|our|his|her|its|their|any|some|all|today['’]s|this|that|these|those)"
 _WH = r"(?:what|who|whom|whose|where|when|why|how|which)"
+# What a calculation works on, and "half of" it; `operands` puts a result there.
+RESULT = r"(?:it|that|this|the\s+(?:result|answer|sum|product|total))\b"
+SHARE_OF = r"(?:half|twice|a\s+(?:half|third|quarter)\s+of|(?:the\s+)?(?:square|cube)\s+root\s+of)(?:\s+of)?\s+"
 _IMPERATIVE = (
     r"(?:tell|show|give|find|calculate|compute|work out|explain|describe|measure|check|compare|list|count|convert"
-    r"|summari[sz]e|report|multiply|divide|subtract|add|estimate|read|write|translate|suggest|let\s+me\s+know)"
+    r"|summari[sz]e|report|multiply|divide|subtract|add|estimate|read|write|translate|suggest|let\s+me\s+know"
+    rf"|(?:double|triple|halve|square)(?=\s+{RESULT}))"
 )
 _PREPOSITION = r"(?:in|at|on|for|to|from|with|by|of|about|since)"
 _POLITE = re.compile(
@@ -43,6 +47,8 @@ _STARTS_CLOSED = re.compile(_CLOSED, re.I)
 _STARTS_SENTENCE = re.compile(rf"(?:is|are|do|does|did|can|could|would|should|am)\s+[a-z]+\b(?=.*\?)|{_CLOSED}", re.I)
 _STARTS_IMPERATIVE = re.compile(rf"{_IMPERATIVE}\b(?!\s+(?:of|is|are)\b)", re.I)
 _STARTS_CONSEQUENCE = re.compile(r"if\s+(?:so|not|yes|no)\b", re.I)
+# "And half of it?"
+_STARTS_SHARE = re.compile(rf"{SHARE_OF}{RESULT}(?=\s*(?:[,;?.!]|and\b|$))", re.I)
 _STARTS_EMBEDDED = re.compile(rf"(?:{_WH}|whether|if)\s+\S+\s+\S+", re.I)
 # "Tell me how hot it is and how crowded the square is": the matrix clause, repeated before the second.
 _MATRIX = re.compile(
@@ -101,7 +107,8 @@ _DUMMY = re.compile(
     r"|\bwhat\s+(?:time|day|date|year)\s+is\s+it\b|\bhow\s+(?:hot|cold|warm|windy|humid|late)\s+it\s+is\b"
     r"|\b(?:is|was|will|does|whether|if)\s+it\s+(?:be\s+|is\s+|going\s+to\s+)?"
     r"(?:rain\w*|snow\w*|hot|cold|warm|windy|sunny|humid|foggy|dark|wet|late|true|possible|legal|safe\s+(?:to|for)|ok\w*\s+to)\b"
-    r"|\b(?:this|that)\s+(?:morning|afternoon|evening|week|weekend|month|year|day|time)\b",
+    r"|\b(?:this|that)\s+(?:morning|afternoon|evening|week|weekend|month|year|day|time)\b"
+    rf"|\b{SHARE_OF}(?={RESULT})",
     re.I,
 )
 _NAMED = re.compile(r"\b(?:the|a|an|my|your|our)\s+\w+|(?<!^)(?-i:\b[A-Z][a-z]+)", re.I)
@@ -195,7 +202,7 @@ def _begins(left: str, right: str, joint: str, matrix: bool) -> bool:
         return not _INFINITIVE.search(_POLITE.sub("", left, count=1))
     if not conjunction:
         return matrix and re.match(rf"(?:{_WH}|whether)\b", right, re.I) is not None
-    if _STARTS_CONSEQUENCE.match(right):
+    if _STARTS_CONSEQUENCE.match(right) or _STARTS_SHARE.match(right):
         return True
     if matrix and _STARTS_EMBEDDED.match(right):
         return True
@@ -213,7 +220,7 @@ def _finished(left: str) -> bool:
 def _asks(text: str) -> bool:
     """Return whether a text begins like an English question or request."""
     plain = _POLITE.sub("", text, count=1) if _POLITE.match(text) else text
-    starts = (_STARTS_OPEN, _STARTS_SENTENCE, _STARTS_IMPERATIVE, _MATRIX, _STARTS_CONSEQUENCE)
+    starts = (_STARTS_OPEN, _STARTS_SENTENCE, _STARTS_IMPERATIVE, _MATRIX, _STARTS_CONSEQUENCE, _STARTS_SHARE)
     if any(pattern.match(plain) for pattern in starts):
         return True
     return _STARTS_SUBJECT.match(plain) is not None

@@ -23,11 +23,9 @@ RelevanceOf = Callable[[str], list[Relevance]]
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.
 MAX_QUESTION = 1500
 # Where somebody comes to something else, in a form that no rule of `clauses` knows.
-_TURN = re.compile(
-    r"(?<=[?!])\s+(?:and\s+)?|[,;.]?\s+(?:and\s+|but\s+|oh,?\s+)?(?:by\s+the\s+way|btw|besides|incidentally"
-    r"|another\s+thing|one\s+more\s+thing|on\s+another\s+note)\b[,:]?\s+",
-    re.I,
-)
+_SOFTLY = r"(?:and\s+|but\s+|oh,?\s+)?"
+_ASIDE = r"(?:by\s+the\s+way|btw|besides|incidentally|another\s+thing|one\s+more\s+thing|on\s+another\s+note)\b[,:]?\s+"
+_TURN = re.compile(rf"(?<=[?!])\s+{_SOFTLY}(?:{_ASIDE})?|[,;.]?\s+{_SOFTLY}{_ASIDE}", re.I)
 
 
 @dataclass(frozen=True, slots=True)

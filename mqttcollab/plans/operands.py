@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from mqttcollab.plans.clauses import RESULT, SHARE_OF
+
 _THING = (
     r"(?:the|my|our|your)\s+(?!(?:(?:sum|product|difference|average|mean|ratio|square)\s+(?:of|between)|half|(?:square|cube)\s+root)\b)"
     r"(?!result\b|answer\b)[a-z][\w'’]*(?:[ -][^\W\d][\w'’]*){0,6}?"
@@ -46,11 +48,14 @@ _IS_MORE = re.compile(
 _SHARE = re.compile(r"(?=(?:half|twice|double|a\s+third|a\s+quarter)\b|\d[\d.]*\s*(?:%|percent)\s+of\b)", re.I)
 _COURTESY = re.compile(r",?\s+(?:please|pls|thanks|thank\s+you|for\s+me)$", re.I)
 _CALCULATES = re.compile(
-    r"(?:multiply|divide|add|subtract|double|halve|increase|decrease|raise|reduce|compare)\b"
-    r"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of)\b",
+    r"(?:multiply|divide|add|subtract|double|halve|triple|square|increase|decrease|raise|reduce|compare)\b"
+    r"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of|squared|cubed)\b"
+    rf"|(?:and\s+)?{_ASK}(?:{SHARE_OF}|(?:double|triple)\s+){RESULT}",
     re.I,
 )
-_RESULT = re.compile(r"\b(?:it|that|this|the (?:result|answer|sum|product|total))\b", re.I)
+_RESULT = re.compile(rf"\b{RESULT}", re.I)
+# "And half of it?" is asked without a verb.
+_BARE_SHARE = re.compile(rf"(?:and\s+)?(?={SHARE_OF}{RESULT})", re.I)
 _NAME = re.compile(r"[A-Z][\w'’.-]*(?:\s+(?:of\s+)?[A-Z][\w'’.-]*){0,4}")
 _MEASURES = {
     "older": "old",
@@ -86,6 +91,9 @@ def operands(question: str, offset: int = 0) -> list[str]:
 
 def with_result(question: str, number: int) -> str:
     """Return a calculation or a comparison with `#number` in place of "it"; any other question as it is."""
+    if bare := _BARE_SHARE.match(question):
+        share = question[bare.end() :]
+        question = f"What is {share[:1].lower()}{share[1:]}"
     return _RESULT.sub(f"#{number}", question, count=1) if _CALCULATES.match(question) else question
 
 

@@ -35,26 +35,6 @@ class TaskGraph:
         """The pairs (i, j) where step i needs the result of step j."""
         return frozenset((number, need) for number, step in enumerate(self.steps, 1) for need in step.after)
 
-    def stages(self) -> list[list[int]]:
-        """Return the numbers of the steps that can run together, stage after stage."""
-        depth: dict[int, int] = {}
-        for number, step in enumerate(self.steps, 1):
-            depth[number] = 1 + max((depth[need] for need in step.after), default=0)
-        return [[n for n in depth if depth[n] == stage] for stage in range(1, max(depth.values()) + 1)]
-
-    def filled(self, number: int, results: Mapping[int, str]) -> str:
-        """Return the text of a step with results in the place of references; `#n` inside a result stays as it is.
-
-        Raises:
-            RequestError: `bad_request`, a result that it refers to is missing.
-        """
-        text = self.steps[number - 1].text
-        if missing := sorted(references(text) - results.keys()):
-            raise RequestError(
-                "bad_request", f"step {number} needs the result of step {missing[0]}, which is not there"
-            )
-        return _substitute(text, lambda reference: results[reference][:MAX_RESULT])
-
 
 def references(text: str) -> set[int]:
     """Return the step numbers that a text refers to."""
