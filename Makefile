@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/mqttcollab demo $(ARGS)
 
 test: $(VENV)/.dev mosquitto
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -43,6 +43,13 @@ settings.register_profile("mqttcollab", deadline=None, max_examples=50)
 settings.load_profile("mqttcollab")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives slow tests time on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 def _missing() -> Iterator[tuple[str, str]]:
     for kind in ("mosquitto", "nats"):
         try:

