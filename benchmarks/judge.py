@@ -36,6 +36,7 @@ from mqttcollab.classifiers.answers import (
     uncertainty_of,
 )
 from mqttcollab.classifiers.calibration import expected_calibration_error, fit_combination
+from mqttcollab.evaluate.scoring import auroc
 from mqttcollab.messages import Reply, Source, Uncertainty
 from mqttcollab.runtimes import ChatMessage, Generation, GenerationParameters
 from mqttcollab.runtimes.config import default_model_path
@@ -177,7 +178,8 @@ def figures(cases: Sequence[Case], probabilities: NDArray[np.float64]) -> Result
     right = np.array([case.right for case in cases])
     mean, dice = probabilities.mean(axis=0), np.random.default_rng(0)
     draws = [dice.integers(0, len(right), len(right)) for _ in range(DRAWS)]
-    bounds = np.nanpercentile([auroc(mean[draw], right[draw]) for draw in draws], [2.5, 97.5])
+    both = [draw for draw in draws if 0 < right[draw].sum() < len(draw)]
+    bounds = np.percentile([auroc(mean[draw], right[draw]) for draw in both], [2.5, 97.5])
     chance = [expected_calibration_error(mean, dice.random(len(mean)) < mean, BINS) for _ in range(200)]
     return {
         "auroc": float(np.mean([auroc(row, right) for row in probabilities])),
@@ -186,14 +188,6 @@ def figures(cases: Sequence[Case], probabilities: NDArray[np.float64]) -> Result
         "ece_by_chance": float(np.mean(chance)),
         "brier": float(((probabilities - right) ** 2).mean()),
     }
-
-
-def auroc(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """The share of pairs in which the right answer scores higher; ties count half. NaN where one kind is missing."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    ones, zeros = int(right.sum()), int((~right).sum())
-    return (float(ranks[right].sum()) - ones * (ones + 1) / 2) / (ones * zeros) if ones and zeros else math.nan
 
 
 def measure(cases: list[Case]) -> Result:

@@ -17,7 +17,7 @@ from mqttcollab.classifiers.calibration_file import read_calibration, shipped_ca
 from mqttcollab.classifiers.fewshot import FewShotClassifier
 from mqttcollab.classifiers.signals import normal, parts_of, words_of
 from mqttcollab.errors import ConfigError
-from mqttcollab.evaluate.fewshot import COSINE_RULE, auroc
+from mqttcollab.evaluate.fewshot import COSINE_RULE, separation
 from mqttcollab.messages import ServiceRecord
 from mqttcollab.runtimes.embedders import load_embedder
 
@@ -105,7 +105,7 @@ def test_better_than_one_cosine_threshold_on_questions_to_the_devices(classifier
     assert f1["ours"] > f1["rule"] + 0.05
     assert hits["ours"] > hits["rule"]
     nobodys = np.array([not row["services"] for row in rows])
-    ours, rule_s = (auroc(np.array(s)[nobodys], np.array(s)[~nobodys]) for s in (gaps, cosines))
+    ours, rule_s = (separation(np.array(s)[nobodys], np.array(s)[~nobodys]) for s in (gaps, cosines))
     assert ours > rule_s
 
 

@@ -14,7 +14,7 @@ from mqttcollab.classifiers.calibration_file import read_calibration
 from mqttcollab.classifiers.fewshot import FewShotClassifier
 from mqttcollab.cli.calibrate import read_intents
 from mqttcollab.errors import ConfigError
-from mqttcollab.evaluate.fewshot import auroc, best_threshold, calibrate, fit_logistic
+from mqttcollab.evaluate.fewshot import separation, best_threshold, calibrate, fit_logistic
 from mqttcollab.evaluate.fleets import FleetOptions
 from mqttcollab.runtimes.embedders import load_embedder
 
@@ -108,4 +108,4 @@ def test_a_logistic_function_is_found_again() -> None:
     found = fit_logistic(signals, positive)
     assert np.allclose([*found.weights, found.bias], [2, -1, -1], atol=0.1)
     assert best_threshold(np.array([0.9, 0.8, 0.3, 0.2]), np.array([True, True, False, False])) == 0.8
-    assert auroc(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == 0.875
+    assert separation(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == 0.875

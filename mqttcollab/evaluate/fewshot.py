@@ -13,6 +13,7 @@ from mqttcollab.classifiers.calibration_file import FewShotCalibration
 from mqttcollab.classifiers.fewshot import EmbeddingMemory
 from mqttcollab.errors import ConfigError
 from mqttcollab.evaluate.fleets import FleetOptions, Sample, background_of, simulate, split_intents
+from mqttcollab.evaluate.scoring import auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -168,13 +169,13 @@ def _figures(
     found = {
         "recall": _share(chosen[sample.touched]),
         "precision": _share(sample.touched[chosen]),
-        "gap_auroc": auroc(gap[uncovered], gap[covered]),
+        "gap_auroc": separation(gap[uncovered], gap[covered]),
         "gap_recall": _share(is_gap[uncovered]),
         "handed_over": _share(is_gap[covered]),
         "gap_recall_at_5": _share(gap[uncovered] > np.quantile(gap[covered], 0.95)) if covered.any() else 0.0,
     }
     for kind in ("near", "far"):
-        found[f"gap_auroc_{kind}"] = auroc(gap[sample.kinds == kind], gap[covered])
+        found[f"gap_auroc_{kind}"] = separation(gap[sample.kinds == kind], gap[covered])
     for kind in ("one", "two", "mixed"):
         pairs = sample.kinds[sample.question] == kind
         found[f"recall_{kind}"] = _share(chosen[pairs & sample.touched])
@@ -186,10 +187,8 @@ def _share(flags: NDArray[np.bool_]) -> float:
     return float(flags.mean()) if len(flags) else 0.0
 
 
-def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
-    """Return the probability that a positive's score is above a negative's, ties counting half; 0.5 without either."""
+def separation(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    """Return the probability that a positive's score is above a negative's (AUROC); 0.5 without either."""
     if not len(positive) or not len(negative):
         return 0.5
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
-    return float(below.mean() / (2 * len(negative)))
+    return auroc(np.concatenate([positive, negative]), np.repeat([True, False], [len(positive), len(negative)]))
