@@ -14,7 +14,7 @@ from mqttcollab.classifiers.calibration_file import read_calibration
 from mqttcollab.classifiers.fewshot import FewShotClassifier
 from mqttcollab.cli.calibrate import read_intents
 from mqttcollab.errors import ConfigError
-from mqttcollab.evaluate.fewshot import separation, best_threshold, calibrate, fit_logistic
+from mqttcollab.evaluate.fewshot import best_threshold, calibrate, fit_logistic, separation
 from mqttcollab.evaluate.fleets import FleetOptions
 from mqttcollab.runtimes.embedders import load_embedder
 
