@@ -260,10 +260,12 @@ def test_steps_before_shift_the_references() -> None:
         ("And what's half of it?", "And what's half of #1?"),
         ("How much is a third of the result?", "How much is a third of #1?"),
         ("What is double that?", "What is double #1?"),
-        ("Double it.", "Double #1."),
+        ("Double it.", "What is twice #1?"),
+        ("Halve the result", "What is half of #1?"),
+        ("Double it and add 3.", "Double #1 and add 3."),
         ("What is it squared?", "What is #1 squared?"),
         ("And half of it?", "What is half of #1?"),
-        ("Twice that.", "What is twice #1."),
+        ("Twice that.", "What is twice #1?"),
     ],
 )
 def test_it_in_a_calculation_becomes_a_reference(question: str, filled: str) -> None:

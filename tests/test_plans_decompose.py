@@ -66,7 +66,7 @@ async def test_the_default_is_a_decomposer_and_its_plan_fits_a_message() -> None
         ),
         ("Who sang #1 and what is 2+2?", [("Who sang ##1?", []), ("What is 2+2?", [])]),
         ("What is my pulse, and what is twice that?", [("What is my pulse?", []), ("What is twice #1?", [1])]),
-        ("What is my pulse and double it", [("What is my pulse?", []), ("Double #1.", [1])]),
+        ("What is my pulse and double it", [("What is my pulse?", []), ("What is twice #1?", [1])]),
         ("How hot is it? And half of it?", [("How hot is it?", []), ("What is half of #1?", [1])]),
         (
             "What is 3 times 4 and what is the square root of that?",

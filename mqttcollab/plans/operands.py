@@ -49,13 +49,14 @@ _SHARE = re.compile(r"(?=(?:half|twice|double|a\s+third|a\s+quarter)\b|\d[\d.]*\
 _COURTESY = re.compile(r",?\s+(?:please|pls|thanks|thank\s+you|for\s+me)$", re.I)
 _CALCULATES = re.compile(
     r"(?:multiply|divide|add|subtract|double|halve|triple|square|increase|decrease|raise|reduce|compare)\b"
-    r"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of|squared|cubed)\b"
+    rf"|.*\b(?:plus|minus|times|divided by|(?:%|percent) of)\b|.*\b{RESULT}\s+(?:squared|cubed)\b"
     rf"|(?:and\s+)?{_ASK}(?:{SHARE_OF}|(?:double|triple)\s+){RESULT}",
     re.I,
 )
 _RESULT = re.compile(rf"\b{RESULT}", re.I)
-# "And half of it?" is asked without a verb.
-_BARE_SHARE = re.compile(rf"(?:and\s+)?(?={SHARE_OF}{RESULT})", re.I)
+# "And half of it?", "Double it.": asked in full, it is known for arithmetic whatever the result is.
+_BARE_SHARE = re.compile(rf"(?:and\s+)?({SHARE_OF}|(?:double|triple|halve|square)\s+)({RESULT})[.!?]*", re.I)
+_SHARE_OF_VERB = {"double": "twice", "triple": "3 times", "halve": "half of", "square": "the square of"}
 _NAME = re.compile(r"[A-Z][\w'’.-]*(?:\s+(?:of\s+)?[A-Z][\w'’.-]*){0,4}")
 _MEASURES = {
     "older": "old",
@@ -91,9 +92,9 @@ def operands(question: str, offset: int = 0) -> list[str]:
 
 def with_result(question: str, number: int) -> str:
     """Return a calculation or a comparison with `#number` in place of "it"; any other question as it is."""
-    if bare := _BARE_SHARE.match(question):
-        share = question[bare.end() :]
-        question = f"What is {share[:1].lower()}{share[1:]}"
+    if bare := _BARE_SHARE.fullmatch(question):
+        share = bare[1].strip().lower()
+        return f"What is {_SHARE_OF_VERB.get(share, share)} #{number}?"
     return _RESULT.sub(f"#{number}", question, count=1) if _CALCULATES.match(question) else question
 
 
