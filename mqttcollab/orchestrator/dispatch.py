@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
 
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
+# Of an agent's error, in a reason.
+_SHOWN = 200
 # The pauses, in seconds, after which one who is busy is asked again.
 _BUSY_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 # What a strong model's call must gain on average, in right answers.
@@ -253,6 +255,7 @@ class Dispatcher:
             if outcome.consensus is not None:
                 chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
         result.agent, result.service, outcome.reply = chosen.offer.agent.name, chosen.offer.record.service, chosen.reply
+        result.reason = "; ".join([result.reason or "", *(_failed(a) for a in outcome.attempts if a.error is not None)])
         result.error = None  # of those that were asked at once before
 
     async def _insist(self, asking: Asking, attempt: Attempt, question: Question) -> None:
@@ -329,6 +332,13 @@ def _levels(plan: Sequence[PlannedStep]) -> dict[int, int]:
     for step in reversed(plan):
         found[step.number] = 1 + max((found[o.number] for o in plan if step.number in o.after), default=0)
     return found
+
+
+def _failed(attempt: Attempt) -> str:
+    assert attempt.error is not None
+    return (
+        f"@{attempt.offer.agent.name} before: {attempt.error.code}, {' '.join(attempt.error.message.split())[:_SHOWN]}"
+    )
 
 
 def _reply(attempt: Attempt) -> Reply:
