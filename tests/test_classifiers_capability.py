@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mqttcollab.classifiers.capability import CapabilityMatcher, Offering, Worth
+from mqttcollab.classifiers.base import Offering
+from mqttcollab.classifiers.capability import CapabilityMatcher, Worth
 from mqttcollab.classifiers.skill import SkillBook
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import ServiceRecord

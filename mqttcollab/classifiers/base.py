@@ -8,9 +8,28 @@ All are pure: no network, no clock.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mqttcollab.messages import ContextItem, Relevance, Reply, ServiceRecord, Verdict
+from mqttcollab.classifiers.skill import SkillBook
+from mqttcollab.messages import Candidate, ContextItem, Relevance, Reply, ServiceRecord, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """A service of an agent that could do the subtask.
+
+    Attributes:
+        record: what it announced.
+        relevance: the probability that the subtask touches its service.
+        closeness: the cosine of the subtask with the nearest of this agent's own examples, where there is one.
+        breadth: how many services the agent offers in all.
+    """
+
+    record: ServiceRecord
+    relevance: float
+    closeness: float | None = None
+    breadth: int = 1
 
 
 @runtime_checkable
@@ -59,6 +78,20 @@ class Trainable(Protocol):
 
     def train(self) -> None:
         """Trains on what was learned last; blocks for seconds, so call it in a thread."""
+        ...
+
+
+@runtime_checkable
+class CapabilityClassifier(Protocol):
+    """Who should do a subtask."""
+
+    @property
+    def skill(self) -> SkillBook:
+        """How right everybody has been; the orchestrator notes verdicts in it."""
+        ...
+
+    def rank(self, subtask: str, offerings: Sequence[Offering], *, place: str | None = None) -> list[Candidate]:
+        """The agents that could do a subtask, best first, each with the probability that its answer will be right."""
         ...
 
 

@@ -7,29 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mqttcollab.classifiers.base import Offering
 from mqttcollab.classifiers.skill import SkillBook, prior_of
 from mqttcollab.errors import ConfigError
-from mqttcollab.messages import Candidate, ServiceRecord
+from mqttcollab.messages import Candidate
 
 _WORD = re.compile(r"\w+")
 _COMMON = frozenset(re.findall(r"\w+", "a an and at by in is my near of on or our the to what how where who"))
-
-
-@dataclass(frozen=True, slots=True)
-class Offering:
-    """A service of an agent that could do the subtask.
-
-    Attributes:
-        record: what it announced.
-        relevance: the probability that the subtask touches its service.
-        closeness: the cosine of the subtask with the nearest of this agent's own examples, where there is one.
-        breadth: how many services the agent offers in all.
-    """
-
-    record: ServiceRecord
-    relevance: float
-    closeness: float | None = None
-    breadth: int = 1
 
 
 @dataclass(frozen=True, slots=True)

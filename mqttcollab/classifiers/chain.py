@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttcollab.classifiers.answers import DefaultJudge
-from mqttcollab.classifiers.base import AnswerJudge, ComplexityClassifier, DomainClassifier
+from mqttcollab.classifiers.base import AnswerJudge, CapabilityClassifier, ComplexityClassifier, DomainClassifier
 from mqttcollab.classifiers.capability import CapabilityMatcher
 from mqttcollab.classifiers.complexity import CueComplexity
 from mqttcollab.classifiers.domains import AdaptiveClassifier
@@ -23,7 +23,7 @@ class Classifiers:
 
     complexity: ComplexityClassifier
     domains: DomainClassifier
-    capability: CapabilityMatcher
+    capability: CapabilityClassifier
     judge: AnswerJudge
 
 

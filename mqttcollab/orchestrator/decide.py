@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mqttcollab.classifiers.capability import Offering
+from mqttcollab.classifiers.base import Offering
 from mqttcollab.classifiers.chain import Classifiers
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import KnowledgeBase, Notes, Recalled
