@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from mqttcollab.plans.plan import LONGEST_QUESTION, comparable, fill, plain, ren
 # How many verdicts on services and agents the reply and the progress topics show.
 _SHOWN = 5
 _MOST_SERVICES = 4
+# Of a request's time, for splitting it.
+_SPLITTING = 0.3
 # An agent whose answers have been wrong more often than this is left out where another service could help.
 _LEAST_SKILL = 0.3
 # A service that can decline is asked from this relevance on before a general model is.
@@ -87,6 +90,7 @@ class Decider:
     Args:
         classifiers: whose verdicts it takes.
         decomposer: splits a question; None leaves every question whole.
+        on_edge: the same for questions that must not leave the edge.
         knowledge: what was learned from peers before; None remembers nothing.
         fallback: the service that is asked where nobody covers a subtask.
         strong: the service that is asked where the fallback's answer can't be trusted.
@@ -103,6 +107,7 @@ class Decider:
     answers: int = 1
     detect_gaps: bool = True
     closeness: Callable[[str, Sequence[Offer]], list[float]] | None = None
+    on_edge: Decomposer | None = None
 
     async def decide(self, request: Request, offers: Sequence[Offer]) -> Decision:
         """The plan for a question.
@@ -136,9 +141,14 @@ class Decider:
     async def _split(self, request: Request) -> Decomposition:
         if request.plan is not None:
             return Decomposition(requested(request.plan), "request", "the requester gave the plan")
-        if self.decomposer is None:
+        decomposer = self.decomposer if request.may_leave_edge else self.on_edge or self.decomposer
+        if decomposer is None:
             return Decomposition(whole(request.text), "whole", "questions are not split here")
-        return await self.decomposer.decompose(request.text)
+        try:
+            async with asyncio.timeout(request.ttl_ms / 1000 * _SPLITTING):
+                return await decomposer.decompose(request.text)
+        except TimeoutError:
+            return Decomposition(whole(request.text), "whole", "it could not be split in time")
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,22 +192,24 @@ class Dispatcher:
         spare = self.scheduler(step.spare, self.own)[:_MOST_SPARE]
         await self._one_after_the_other(asking, [*ranked[:_MOST_ATTEMPTS], *spare], len(spare), outcome, question)
         # Only a general model's answer is put to a strong one: what a specialist measured or looked up, it can't know.
-        if step.strong and outcome.reply is not None and outcome.step.service not in _specialist_services(step):
+        if step.strong and (outcome.reply is None or outcome.step.service not in _specialist_services(step)):
             await self._escalate(asking, step, outcome, question)
 
     async def _escalate(self, asking: Asking, step: PlannedStep, outcome: Outcome, question: Question) -> None:
         """Asks a strong model if the general one's answer won't do; a strong answer stands, no vote is taken."""
-        result, reply = outcome.step, outcome.reply
-        assert reply is not None
-        if (why := self._distrust(result.text or "", reply, question.context)) is None:
-            return
+        result, why = outcome.step, "nobody else answered"
+        if outcome.reply is not None:
+            distrust = self._distrust(result.text or "", outcome.reply, question.context)
+            if distrust is None:
+                return
+            why = distrust
         for one in self.scheduler(step.strong, self.own)[:_MOST_SPARE]:
             seconds = max(0.001, question.seconds - asyncio.get_running_loop().time())
             attempt = Attempt(one.offer, seconds)
             outcome.attempts.append(attempt)
             await self._attempt(attempt, asking.one(one.offer, replace(question, seconds=seconds)), others=False)
             if attempt.reply is not None:
-                outcome.reply = attempt.reply
+                outcome.reply, result.error = attempt.reply, None
                 result.agent, result.service = one.offer.agent.name, one.offer.record.service
                 result.reason, outcome.consensus = f"{result.reason}; a strong model was asked: {why}", None
                 return

@@ -47,7 +47,8 @@ class OrchestratorOptions:
         strong: the service of a stronger model, asked where the fallback's answer can't be trusted; not of a question
             that must not leave the edge, nor where it costs more than the question's budget.
         router: says whether the fallback's answer can be trusted; None goes by `trust`.
-        planner: a language model that splits questions; None splits them by their clauses.
+        planner: a language model that splits questions, but for those that must not leave the edge, since nobody knows
+            here where it runs; None splits them by their clauses.
         phrasing: the service of a language model that phrases the answer; None leaves the parts as they are.
         trust: an answer less likely right than this is put to a further agent, where there is one.
         answers: how many agents are asked the same where several offer it, but for data; they vote.
@@ -105,6 +106,7 @@ class Orchestrator(Service):
             answers=self.options.answers,
             detect_gaps=self.options.detect_gaps,
             closeness=lambda text, offers: agent.registry.closeness(text, offers),
+            on_edge=self._clauses() if self.options.decompose and self.options.planner is not None else None,
         )
         self._dispatcher: Dispatcher | None = None
         self._learner: Learner | None = None
@@ -173,11 +175,13 @@ class Orchestrator(Service):
     def _decomposer(self) -> Decomposer:
         if self.options.decomposer is not None:
             return self.options.decomposer
-        domains = self.classifiers.domains
-        clauses = ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
         if self.options.planner is None:
-            return clauses
-        return ModelDecomposer(self.options.planner, clauses, services=self._services)
+            return self._clauses()
+        return ModelDecomposer(self.options.planner, self._clauses(), services=self._services)
+
+    def _clauses(self) -> ClauseDecomposer:
+        domains = self.classifiers.domains
+        return ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
 
     def _services(self) -> list[str]:
         return sorted({o.record.service for o in self._agent.registry.offers() if self._is_specialist(o.record)})
