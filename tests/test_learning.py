@@ -140,7 +140,7 @@ def test_a_question_too_long_for_a_step_is_not_all_in_words() -> None:
 class Slow:
     """Learns the first records slowly, and anything later at once."""
 
-    relevance_threshold = gap_threshold = 0.5
+    gap_threshold = 0.5
 
     def __init__(self) -> None:
         self.may_end = threading.Event()

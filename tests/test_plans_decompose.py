@@ -11,7 +11,7 @@ import pytest
 
 from mqttcollab.errors import ConfigError, RequestError
 from mqttcollab.messages import MAX_STEP_TEXT, Plan, Relevance
-from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer, Decomposition, worth_splitting
+from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer, Decomposition
 from mqttcollab.plans.structure import Structure, StructureModel, structure_of
 from mqttcollab.plans.wording import worded
 
@@ -22,15 +22,12 @@ WORDS = {
 }
 
 
-def relevance(text: str) -> list[Relevance]:
+def touched(text: str) -> list[Relevance]:
     """A service is touched where one of its words stands in the text."""
-
-    def probability(words: tuple[str, ...]) -> float:
-        return 0.9 if any(word in text.lower() for word in words) else 0.1
-
     return [
-        Relevance(service=service, score=1.0, probability=probability(words), reason="")
+        Relevance(service=service, score=1.0, probability=0.9, reason="")
         for service, words in WORDS.items()
+        if any(word in text.lower() for word in words)
     ]
 
 
@@ -137,7 +134,7 @@ def test_a_share_that_is_not_asked_for_is_no_step(question: str) -> None:
     ],
 )
 def test_a_turn_to_another_service_splits(question: str, parts: list[str]) -> None:
-    found = ClauseDecomposer(relevance).split(question)
+    found = ClauseDecomposer(touched).split(question)
     assert told(found) == [(part, []) for part in parts]
     assert found.origin == "clauses"
 
@@ -155,35 +152,14 @@ def test_a_turn_to_another_service_splits(question: str, parts: list[str]) -> No
     ],
 )
 def test_what_stays_with_one_service_or_goes_nowhere_is_no_turn(question: str) -> None:
-    assert ClauseDecomposer(relevance).split(question).origin == "whole"
+    assert ClauseDecomposer(touched).split(question).origin == "whole"
 
 
 def test_without_relevance_nothing_is_a_turn() -> None:
     assert ClauseDecomposer().split("a hot day, and by the way 17+25?").origin == "whole"
 
 
-# --- relevance
-
-
-def touching(*services: str) -> list[Relevance]:
-    return [Relevance(service=s, score=1, probability=0.8, reason="") for s in services] + [
-        Relevance(service="data.gpt/other", score=0, probability=0.1, reason="")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("parts", "worth"),
-    [
-        ([touching("a.b/c"), touching("a.b/d")], True),
-        ([touching("a.b/c"), touching("a.b/c")], True),
-        ([touching("a.b/c"), touching()], True),
-        ([touching(), touching()], False),
-        ([[], []], False),
-    ],
-)
-def test_a_split_is_worth_it_where_somebody_covers_a_part(parts: list[list[Relevance]], worth: bool) -> None:
-    assert worth_splitting(parts, 0.5) is worth
-    assert worth_splitting(parts, 0.95) is False
+# --- what services touch
 
 
 @pytest.mark.parametrize(
@@ -198,7 +174,7 @@ def test_a_split_is_worth_it_where_somebody_covers_a_part(parts: list[list[Relev
     ],
 )
 def test_a_question_is_split_where_services_cover_it(question: str, count: int) -> None:
-    found = ClauseDecomposer(relevance).split(question)
+    found = ClauseDecomposer(touched).split(question)
     assert len(found.graph.steps) == count
     assert (found.origin, "no service here covers" in found.reason) == (
         ("whole", True) if count == 1 else ("clauses", False)
@@ -260,7 +236,7 @@ def test_a_known_question_gets_the_learned_structure(model: StructureModel) -> N
 
 
 def test_what_a_service_covers_or_none_covers_is_not_taken_apart(model: StructureModel) -> None:
-    decomposer = ClauseDecomposer(relevance, structure=model)
+    decomposer = ClauseDecomposer(touched, structure=model)
     assert decomposer.split("Did Goethe live in rain?").origin == "whole"
     assert decomposer.split("Did Goethe live in Weimar?").origin == "whole"
 

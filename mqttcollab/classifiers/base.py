@@ -46,11 +46,6 @@ class DomainClassifier(Protocol):
     """Which services a question touches, and whether any of them covers it, from the examples in service records."""
 
     @property
-    def relevance_threshold(self) -> float:
-        """The probability from which a service counts as touched."""
-        ...
-
-    @property
     def gap_threshold(self) -> float:
         """The probability from which a question counts as beyond everybody."""
         ...

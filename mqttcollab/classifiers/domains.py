@@ -31,11 +31,6 @@ class AdaptiveClassifier:
         self._many = ExampleClassifier(embedder)
 
     @property
-    def relevance_threshold(self) -> float:
-        """The probability from which a service counts as touched."""
-        return self._current.relevance_threshold
-
-    @property
     def gap_threshold(self) -> float:
         """The probability from which a question counts as beyond everybody."""
         return self._current.gap_threshold

@@ -93,7 +93,7 @@ class Decider:
         on_edge: the same for questions that must not leave the edge.
         knowledge: what was learned from peers before; None remembers nothing.
         fallback: the service that is asked where nobody covers a subtask.
-        strong: the service that is asked where the fallback's answer can't be trusted.
+        strong: the service that is asked where the fallback gives no answer, or one that can't be trusted.
         answers: how many agents are asked the same, but for data.
         detect_gaps: False asks the closest service however far it is.
         closeness: of a text to each offer's own examples (cosine); tells the agents of one service apart.
@@ -234,7 +234,7 @@ class _Draft:
         # A result is a number where something is to be calculated with it; "Is that too high?" has none.
         texts = [fill(subtask.text, dict.fromkeys(subtask.after, "42"))]
         if subtask.after:
-            texts.append(" ".join(plain(self._subtasks[n].text) for n in [*sorted(subtask.after)]) + f" {texts[0]}")
+            texts.append(" ".join([*(plain(self._subtasks[n].text) for n in sorted(subtask.after)), texts[0]]))
         domains = self._decider.classifiers.domains
         found = [
             _Reading(

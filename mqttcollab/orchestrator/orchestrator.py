@@ -44,8 +44,8 @@ class OrchestratorOptions:
     Attributes:
         fallback: the service that is asked, and said to be no specialist, where nobody covers a subtask;
             None answers `no_capability` instead.
-        strong: the service of a stronger model, asked where the fallback's answer can't be trusted; not of a question
-            that must not leave the edge, nor where it costs more than the question's budget.
+        strong: the service of a stronger model, asked where the fallback gives no answer or one that can't be trusted;
+            not of a question that must not leave the edge, nor where it costs more than the question's budget.
         router: says whether the fallback's answer can be trusted; None goes by `trust`.
         planner: a language model that splits questions, but for those that must not leave the edge, since nobody knows
             here where it runs; None splits them by their clauses.
@@ -180,8 +180,7 @@ class Orchestrator(Service):
         return ModelDecomposer(self.options.planner, self._clauses(), services=self._services)
 
     def _clauses(self) -> ClauseDecomposer:
-        domains = self.classifiers.domains
-        return ClauseDecomposer(domains.relevance, threshold=domains.relevance_threshold)
+        return ClauseDecomposer(self.classifiers.domains.touched)
 
     def _services(self) -> list[str]:
         return sorted({o.record.service for o in self._agent.registry.offers() if self._is_specialist(o.record)})

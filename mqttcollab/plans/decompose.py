@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mqttcollab.plans.structure import StructureModel
 
 Origin = Literal["whole", "clauses", "structure", "model", "request"]
-RelevanceOf = Callable[[str], list[Relevance]]
+TouchedBy = Callable[[str], list[Relevance]]
 
 # In characters; with what clauses share repeated and number signs doubled it still fits a step.
 MAX_QUESTION = 1500
@@ -62,20 +62,13 @@ class ClauseDecomposer:
     """The model-free decomposer: what a question asks, clause by clause, and what its calculations need first.
 
     Args:
-        relevance: says which services a text touches; a split of which no part touches any is not made.
-        threshold: the probability from which a service counts as touched.
+        touched: the services that a text touches, likeliest first (`DomainClassifier.touched`); a split of which no
+            part touches any is not made. None takes every split.
         structure: for a question of one clause whose form it knows, and that no service covers as a whole.
     """
 
-    def __init__(
-        self,
-        relevance: RelevanceOf | None = None,
-        *,
-        threshold: float = 0.5,
-        structure: StructureModel | None = None,
-    ) -> None:
-        self._relevance = relevance
-        self._threshold = threshold
+    def __init__(self, touched: TouchedBy | None = None, *, structure: StructureModel | None = None) -> None:
+        self._touched = touched
         self._structure = structure
 
     async def decompose(self, question: str) -> Decomposition:
@@ -108,7 +101,7 @@ class ClauseDecomposer:
     def _by_structure(self, text: str) -> Decomposition | None:
         if self._structure is None or not self._structure.knows(text):
             return None
-        if self._relevance is not None and any(each.probability >= self._threshold for each in self._relevance(text)):
+        if self._touched is not None and self._touched(text):
             return None  # somebody answers the question itself
         chosen, chance = self._structure.choose(text)
         if chosen.count == 1:
@@ -119,35 +112,18 @@ class ClauseDecomposer:
     def _turns(self, text: str) -> list[Clause]:
         """The parts of a text that turns from one service's domain to another's; none if it stays with one."""
         parts = [part for part in _TURN.split(text) if part.strip()]
-        if self._relevance is None or not 1 < len(parts) <= MAX_OWN_STEPS:
+        if self._touched is None or not 1 < len(parts) <= MAX_OWN_STEPS:
             return []
-        best = [max(self._relevance(part), key=lambda one: one.probability, default=None) for part in parts]
-        likely = {one.service for one in best if one is not None and one.probability >= self._threshold}
-        return [Clause(part) for part in parts] if len(likely) == len(parts) else []
+        likeliest = {found[0].service for part in parts if (found := self._touched(part))}
+        return [Clause(part) for part in parts] if len(likeliest) == len(parts) else []
 
     def _if_worth_it(self, question: str, found: Decomposition) -> Decomposition:
         if len(found.graph.steps) == 1:
             return Decomposition(whole(question), "whole", "it asks one thing twice")
-        if self._relevance is None:
-            return found
-        parts = [self._relevance(text) for text in _standing_alone(found.graph)]
-        if worth_splitting(parts, self._threshold):
+        # A part that nobody covers, beside one that somebody does, stays apart too: what is known is answered.
+        if self._touched is None or any(self._touched(text) for text in _standing_alone(found.graph)):
             return found
         return Decomposition(whole(question), "whole", f"{found.reason}, but no service here covers a part of it")
-
-
-def worth_splitting(parts: Sequence[Sequence[Relevance]], threshold: float) -> bool:
-    """Return whether parts touch different services, or each is answerable.
-
-    A part that nobody covers, beside one that somebody does, stays apart too: what is known is answered, and the rest
-    is named as missing. So only a question of which nobody covers any part is joined again.
-
-    Args:
-        parts: for each part of a question, how likely it touches which service.
-        threshold: the probability from which it does.
-    """
-    touched = [frozenset(each.service for each in part if each.probability >= threshold) for part in parts]
-    return len(set(touched)) > 1 or all(touched)
 
 
 def _steps(asked: Sequence[Clause]) -> list[PlanStep]:
