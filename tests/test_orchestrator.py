@@ -404,3 +404,15 @@ def test_what_is_hardly_right_comes_last() -> None:
     nonsense, wind = outcome(1, "knowledge.gpt/general", "Green", after=[2]), outcome(2, WIND, "5 m/s")
     nonsense.step.verdict = Verdict(score=-4, probability=0.02, reason="guessed")
     assert with_sources([nonsense, wind]).text == "5 m/s [@a]\nGreen [@a]"
+
+
+def test_a_specialist_that_failed_before_a_general_model_answered_is_named_in_one_line() -> None:
+    general = outcome(1, "knowledge.gpt/general", "Cold water")
+    specialist = Offer(ServiceRecord(agent="medic-1", service="knowledge.gpt/medicine"), AgentView("medic-1"))
+    general.attempts = [
+        Attempt(specialist, error=ErrorInfo(code="internal", message="the book\n\nburned " + "x" * 9000))
+    ]
+    answer = with_sources([general])
+    [missing] = answer.missing
+    assert missing.startswith("knowledge.gpt/medicine (@medic-1: internal, the book burned x") and len(missing) < 600
+    assert "Missing: " in answer.text and answer.confidence == pytest.approx(0.8)

@@ -10,6 +10,7 @@ import pytest
 from test_orchestrator_decisions import EXAMPLES, FAR, FIRST_AID, GENERAL, Expert, city, heart, refusing, sums
 
 from mqttcollab import Answer, Request, RequestError
+from mqttcollab.broker import Broker
 from mqttcollab.classifiers.router import RouteExample, Router
 from mqttcollab.orchestrator import OrchestratorOptions
 from mqttcollab.runtimes.base import ChatMessage
@@ -37,9 +38,9 @@ def cloud(price_usd: float = 0.0) -> Expert:
 
 @pytest.mark.parametrize(("confidence", "answer"), [(0.2, "The Tigers"), (0.9, "Maybe the Lions")])
 async def test_a_strong_model_is_asked_what_the_weak_one_is_not_trusted_with(
-    memory_broker: MemoryBroker, confidence: float, answer: str
+    mosquitto: Broker, confidence: float, answer: str
 ) -> None:
-    async with city(memory_broker, heart(), weak(confidence), cloud(), options=OPTIONS) as test:
+    async with city(mosquitto.info.url, heart(), weak(confidence), cloud(), options=OPTIONS) as test:
         reply = await test.ask(FAR)
     assert (reply.output or "").splitlines()[0] == answer
     assert ("a strong model was asked" in (reply.steps[0].reason or "")) == (confidence < 0.5)
@@ -54,18 +55,18 @@ async def test_it_is_not_asked_for_more_than_the_budget_or_what_must_stay_here(m
         assert "Tigers" in ((await test.ask(FAR, budget_usd=1.0)).output or "")
 
 
-async def test_it_answers_where_nobody_else_does_but_never_for_a_sensor(memory_broker: MemoryBroker) -> None:
+async def test_it_answers_where_nobody_else_does_but_never_for_a_sensor(mosquitto: Broker) -> None:
     def broken(_: Request) -> str:
         raise RequestError("internal", "out of memory")
 
     doctor, phone, strap = Expert("medic-1", FIRST_AID, refusing), Expert("phone-1", GENERAL, broken), heart()
-    async with city(memory_broker, strap, doctor, phone, cloud(), options=OPTIONS) as test:
+    async with city(mosquitto.info.url, strap, doctor, phone, cloud(), options=OPTIONS) as test:
         for question in (FAR, "What do I do about a burn?"):
             reply = await test.ask(question)
             assert (reply.output or "").startswith("The Tigers")
             assert reply.steps[0].error is None and reply.steps[0].service == STRONG
     broken_strap = Expert("watch-1", "data.gpt/health/heart-rate", broken)
-    async with city(memory_broker, broken_strap, cloud(), options=OPTIONS) as test:
+    async with city(mosquitto.info.url, broken_strap, cloud(), options=OPTIONS) as test:
         error = await test.refused("What is my heart rate?")
         assert error.code == "internal" and "out of memory" in error.message
 

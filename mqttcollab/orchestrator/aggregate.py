@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
 from mqttcollab.errors import ErrorCode, RequestError
-from mqttcollab.messages import Source, Usage
+from mqttcollab.messages import ErrorInfo, Source, Usage
 from mqttcollab.orchestrator.dispatch import Outcome
 from mqttcollab.service import Answer
 
@@ -58,7 +58,7 @@ def _doubtful(outcome: Outcome) -> bool:
 def _failed_before(outcome: Outcome) -> list[str]:
     """The specialists that failed, where somebody who is none answered in their place; not those that declined."""
     return [
-        f"{attempt.offer.record.service} (@{attempt.offer.agent.name}: {attempt.error.code}, {attempt.error.message})"
+        _said(attempt.offer.record.service, attempt.offer.agent.name, attempt.error)
         for attempt in outcome.attempts
         if attempt.error is not None and not attempt.declined and attempt.offer.record.service != outcome.step.service
     ]
@@ -113,12 +113,14 @@ def _usage(outcomes: Sequence[Outcome]) -> Usage | None:
 
 
 def _missing(outcome: Outcome) -> str:
-    error = outcome.step.error
-    # A peer's words: in one line, and no longer than a line may be.
-    said = " ".join(error.message.split())[:_MOST_CHARACTERS] if error is not None else ""
-    why = f"{error.code}, {said}" if error is not None else "no answer"
-    who = f"@{outcome.step.agent}: " if outcome.step.agent is not None else ""
-    return f"{outcome.step.service} ({who}{why})"
+    return _said(outcome.step.service, outcome.step.agent, outcome.step.error)
+
+
+def _said(service: str, agent: str | None, error: ErrorInfo | None) -> str:
+    """Who failed and why: a peer's words in one line, and no longer than a line may be."""
+    why = f"{error.code}, {' '.join(error.message.split())[:_MOST_CHARACTERS]}" if error is not None else "no answer"
+    who = f"@{agent}: " if agent is not None else ""
+    return f"{service} ({who}{why})"
 
 
 def _nothing(outcomes: Sequence[Outcome]) -> RequestError:
