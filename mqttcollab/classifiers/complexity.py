@@ -1,4 +1,4 @@
-"""Whether a question takes more than one step, by cues in its words; no model, some 50 µs.
+"""Whether a question takes more than one step, by cues in its words; no model.
 
 Case and the last punctuation are ignored, since what people type or say to a device mostly lacks them.
 """

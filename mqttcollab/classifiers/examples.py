@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from mqttcollab.runtimes.base import Embedder
 
-# From there on a trained head is at least as good as weighing a few examples (measured on simulated fleets, where it
-# is the case from about 20 of narrow services, 80 of broad ones).
+# Broad services need many examples before a trained head is better than weighing a few of them; narrow ones need fewer.
 _ENOUGH_SERVICES, _ENOUGH_EXAMPLES = 10, 80
 
 
