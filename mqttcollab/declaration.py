@@ -65,8 +65,40 @@ class AgentOptions:
             raise ConfigError(f"update_s is {self.update_s:g}; it is in seconds and not under 0")
 
 
+class _Condition:
+    """A number in the load report that says how the device is; None where nobody measures it."""
+
+    def __init__(self, least: float, most: float) -> None:
+        self._least, self._most = least, most
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name, self._slot = name, f"_{name}"
+
+    def __get__(self, agent: Declaration, owner: type) -> float | None:
+        value: float | None = vars(agent).get(self._slot)
+        return value
+
+    def __set__(self, agent: Declaration, value: float | None) -> None:
+        if value is not None and not self._least <= value <= self._most:
+            limits = f"a number from {self._least:g} to {self._most:g}"
+            raise ConfigError(f"@{agent.name}: {self._name} is {value}; it is {limits}")
+        vars(agent)[self._slot] = value
+
+
 class Declaration:
-    """A device's name, facts, services and repeated work; see `Agent`."""
+    """A device's name, facts, services and repeated work; see `Agent`.
+
+    Attributes:
+        battery: its charge, 0 to 1, for the load report; this and the others are None where nobody measures them.
+        drain_per_h: the share of a full battery that an hour like now takes; below 0 it is charging.
+        thermal: how near the device is to throttling: 0 is cool, from 1 on it throttles.
+        link: quality of its link to the broker, 0 to 1.
+    """
+
+    battery = _Condition(0, 1)
+    drain_per_h = _Condition(-1000, 1000)
+    thermal = _Condition(0, 100)
+    link = _Condition(0, 1)
 
     def __init__(
         self,
@@ -91,19 +123,7 @@ class Declaration:
         self.repeated: list[tuple[float, Repeated]] = []
         self._changes: dict[str, dict[str, Any]] = {}
         self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
-        self._battery: float | None = None
         self.profile()
-
-    @property
-    def battery(self) -> float | None:
-        """The battery's charge for the load report, 0 to 1; None where there is none."""
-        return self._battery
-
-    @battery.setter
-    def battery(self, charge: float | None) -> None:
-        if charge is not None and not 0 <= charge <= 1:
-            raise ConfigError(f"@{self.name}: battery is {charge}; it is a share from 0 to 1")
-        self._battery = charge
 
     def add(self, service: Service) -> Service:
         """Adds a service; before the agent starts.

@@ -122,6 +122,9 @@ class Life:
             last_rejection=self.responder.last_rejection,
             tokens_per_s=max((s.tokens_per_s for s in stats if s.tokens_per_s is not None), default=None),
             battery=self._agent.battery,
+            drain_per_h=self._agent.drain_per_h,
+            thermal=self._agent.thermal,
+            link=self._agent.link,
             heartbeat_s=self._agent.options.heartbeat_s,
             time_ms=time.time_ns() // 1_000_000,
         )

@@ -233,6 +233,7 @@ class Request(Message):
     tenant: str | None = None
     budget_usd: Annotated[float, Field(ge=0)] | None = None
     may_leave_edge: bool = True
+    priority: Annotated[int, Field(ge=0, le=9)] = 4
     plan: Annotated[list[PlanStep], Field(max_length=MAX_STEPS)] | None = None
     hops: Annotated[int, Field(ge=0)] = 0
     traceparent: str | None = None
@@ -295,6 +296,9 @@ class ServiceRecord(Message):
     centroid: Vector | None = None
     concurrency: Annotated[int, Field(ge=1)] = 1
     price_usd: Annotated[float, Field(ge=0)] = 0.0
+    prompt_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
+    completion_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
+    leaves_edge: bool = False
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     place: str | None = None
     ttl_s: Annotated[float, Field(gt=0)] | None = None
@@ -339,6 +343,9 @@ class Load(Message):
     last_rejection: str | None = None
     tokens_per_s: Annotated[float, Field(ge=0)] | None = None
     battery: Annotated[float, Field(ge=0, le=1)] | None = None
+    drain_per_h: float | None = None
+    thermal: Annotated[float, Field(ge=0)] | None = None
+    link: Annotated[float, Field(ge=0, le=1)] | None = None
     heartbeat_s: Annotated[float, Field(gt=0)] | None = None
     time_ms: int | None = None
 

@@ -62,6 +62,8 @@ class Service(ABC):
         concurrency: requests handled at once; more wait.
         model: the key under `slm/models/` of the model that answers, if one does.
         price_usd: what a request costs, in US dollars.
+        prompt_usd_per_mtok, completion_usd_per_mtok: what a million tokens read and written cost, beside it.
+        leaves_edge: what it is asked goes to a cloud.
         accuracy: share of right answers, 0 to 1, where it was measured.
     """
 
@@ -71,6 +73,9 @@ class Service(ABC):
     concurrency: ClassVar[int] = 1
     model: str | None = None
     price_usd: ClassVar[float] = 0.0
+    prompt_usd_per_mtok: float = 0.0
+    completion_usd_per_mtok: float = 0.0
+    leaves_edge: bool = False
     accuracy: ClassVar[float | None] = None
 
     @abstractmethod
@@ -86,6 +91,16 @@ class Service(ABC):
 
     async def stopping(self) -> None:  # noqa: B027 - a hook
         """Called when the agent stops, while it is still connected."""
+
+
+_COPIED = (
+    "description",
+    "price_usd",
+    "prompt_usd_per_mtok",
+    "completion_usd_per_mtok",
+    "leaves_edge",
+    "accuracy",
+)
 
 
 def record_of(
@@ -118,7 +133,7 @@ def record_of(
             heartbeat_s=heartbeat_s,
             embedding_model=embedder.model if embedder is not None else None,
             dimension=embedder.dimension if embedder is not None else None,
-            **{field: getattr(service, field) for field in ("description", "price_usd", "accuracy")} | changes,
+            **{field: getattr(service, field) for field in _COPIED} | changes,
         )
     except ValidationError as error:
         raise ConfigError(f"@{agent}: the service {name} is not valid: {first_line(error)}") from None

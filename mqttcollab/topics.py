@@ -26,6 +26,7 @@ TEMPLATES: dict[str, str] = {
     "profile": "slm/agents/@<agent>/profile",
     "load": "slm/agents/@<agent>/load",
     "model": "slm/models/<model>/<key>",
+    "metric": "slm/metrics/<model>/<key>",
     "inference": "slm/inference/<task>/<key>",
 }
 

@@ -289,7 +289,8 @@ class Nameless(Service):
         (lambda: Agent("a").every(0), "over 0"),
         (lambda: Agent("a").describe_model("a model", size=1), "topic level"),
         (lambda: AgentOptions(heartbeat_s=0), "over 0"),
-        (lambda: setattr(Agent("a"), "battery", 55), "from 0 to 1"),
+        (lambda: setattr(Agent("a"), "battery", 55), "battery is 55.*from 0 to 1"),
+        (lambda: setattr(Agent("a"), "link", math.nan), "link is nan"),
     ],
 )
 def test_a_declaration_is_refused_in_one_line(make: Any, words: str) -> None:
@@ -498,7 +499,7 @@ async def test_a_handler_is_told_the_time_that_is_left_after_waiting(memory_brok
 
 async def test_busy_says_when_to_come_back_and_the_load_shows_it(setup: Setup) -> None:
     agent = Agent("a", options=AgentOptions(queue_size=1, heartbeat_s=0.05))
-    agent.battery = 0.8
+    agent.battery, agent.thermal = 0.8, 0.5
     begun, gate = asyncio.Event(), asyncio.Event()
 
     @agent.service(ECHO)
@@ -532,7 +533,7 @@ async def test_busy_says_when_to_come_back_and_the_load_shows_it(setup: Setup) -
             await second
         await watcher.until(lambda: load().completed == load().failed == load().rejected == 1)
         assert (load().running, load().queued, load().slots) == (0, 0, 1)
-        assert (load().battery, load().heartbeat_s) == (0.8, 0.05)
+        assert (load().battery, load().thermal, load().heartbeat_s) == (0.8, 0.5, 0.05)
         assert load().time_ms
         assert "JSON" in (load().last_rejection or "")
 

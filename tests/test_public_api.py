@@ -31,11 +31,13 @@ LAYERS = (
     ("cms",),
     ("runtimes",),
     ("service", "presence", "declaration", "sensing", "peers", "life", "agent"),
+    ("cloud",),
     ("classifiers",),
     ("plans",),
     ("cooperation",),
+    ("scheduling",),
     ("orchestrator",),
-    ("evaluate",),
+    ("evaluate", "simulation"),
     ("cli", "__main__"),
 )
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -90,7 +90,7 @@ def test_topic_templates() -> None:
     rows = table(section("## 2. Topics"))
     assert {name: codes(template)[0] for name, template, *_ in rows} == TEMPLATES
     for name, *_, example in rows:
-        assert parse(codes(example)[0]).kind == {"model": "slm", "inference": "slm"}.get(name, name)
+        assert parse(codes(example)[0]).kind == {"model": "slm", "metric": "slm", "inference": "slm"}.get(name, name)
 
 
 def test_filters_of_records() -> None:
@@ -154,7 +154,7 @@ def limit_of(field: dict[str, Any]) -> str:
 
 def row_of(name: str, field: dict[str, Any], required: bool) -> list[str]:
     """Field, type, unit, limit and default, as the tables have them."""
-    units = {"_ms": "ms", "_usd": "US dollars", "tokens_per_s": "1/s", "_s": "s"}
+    units = {"_usd_per_mtok": "US dollars", "_per_h": "1/h", "_ms": "ms", "_usd": "US dollars", "tokens_per_s": "1/s", "_s": "s"}
     unit = next((unit for ending, unit in units.items() if name.endswith(ending)), "")
     default = "" if field.get("default") is None else f"`{json.dumps(field['default'])}`"
     return [f"`{name}`", type_of(field), unit, limit_of(field), "required" if required else default]
