@@ -1,0 +1,181 @@
+"""What a scheduling policy sees and answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+# One row per agent and service. What nobody reports is NaN; times are seconds, prices US dollars.
+AGENT = np.dtype(
+    [
+        ("score", "f8"),  # how well it can do it, from capability matching: 1 is surely right
+        ("tokens_per_s", "f8"),  # written, by one slot
+        ("prompt_tokens_per_s", "f8"),  # read, by one slot
+        ("overhead_s", "f8"),  # per request, whatever its length
+        ("slots", "f8"),
+        ("running", "f8"),  # as believed now; a fraction is a likelihood
+        ("queued", "f8"),
+        ("own", "f8"),  # of those, what this scheduler has sent
+        ("backlog_s", "f8"),  # slot-seconds of what was sent to it and has not come back
+        ("price_usd", "f8"),
+        ("prompt_usd_per_mtok", "f8"),
+        ("completion_usd_per_mtok", "f8"),
+        ("battery", "f8"),
+        ("drain_per_h", "f8"),
+        ("thermal", "f8"),
+        ("link", "f8"),
+        ("asleep", "?"),
+    ]
+)
+# Of a slot, believed to be free: others' work fades away by and by.
+_SURELY = 0.5
+
+Rows = NDArray[np.void]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A request that is to be placed.
+
+    Attributes:
+        id: names it.
+        tokens: that its answer is expected to have.
+        prompt_tokens: that are to be read for it.
+        arrived: when it came, in seconds of the scheduler's clock, as are the others.
+        wait_until: when it must have begun at the latest; from then on it is not worth waiting.
+        deadline: when its answer is void.
+        cloud_usd: what the cloud would charge; infinite if it must not or can't go there.
+        cloud_s: how long the cloud is expected to take.
+        no_cloud: why the cloud is no choice, in words.
+        budget_usd: the most that it may cost.
+        tenant: whose it is; tenants share what there is fairly.
+        priority: 0 to 9; higher goes first where requests wait.
+    """
+
+    id: str
+    tokens: float
+    prompt_tokens: float = 0.0
+    arrived: float = 0.0
+    wait_until: float = math.inf
+    deadline: float = math.inf
+    cloud_usd: float = math.inf
+    cloud_s: float = 0.0
+    no_cloud: str = ""
+    budget_usd: float = math.inf
+    tenant: str = ""
+    priority: int = 4
+
+
+class Candidates(NamedTuple):
+    """Who could do it: rows of a LoadBook, and how well each can (n,)."""
+
+    rows: NDArray[np.intp]
+    scores: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The candidates as they are believed to be now: what a policy chooses from.
+
+    Attributes:
+        names: of all agents in the LoadBook.
+        rows: (n,), of dtype AGENT.
+        at: (n,), their rows in the LoadBook.
+    """
+
+    names: Sequence[str]
+    rows: Rows
+    at: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, number: int) -> str:
+        """The name of a candidate."""
+        return str(self.names[self.at[number]])
+
+    def free(self) -> NDArray[np.bool_]:
+        """(n,): who has a slot free, as far as is known."""
+        rows = self.rows
+        return np.asarray((rows["slots"] - rows["running"] > _SURELY) & ~rows["asleep"])
+
+    def seconds(self, demand: Demand) -> Floats:
+        """(n,): how long each would take, once begun."""
+        rows = self.rows
+        found = rows["overhead_s"] + demand.tokens / rows["tokens_per_s"]
+        if demand.prompt_tokens:
+            found += demand.prompt_tokens / rows["prompt_tokens_per_s"]
+        return np.asarray(found)
+
+    def prices(self, demand: Demand) -> Floats:
+        """(n,): what each would charge, in US dollars."""
+        rows = self.rows
+        per_token = demand.prompt_tokens * rows["prompt_usd_per_mtok"] + demand.tokens * rows["completion_usd_per_mtok"]
+        return np.asarray(rows["price_usd"] + per_token / 1e6)
+
+    def load(self) -> Floats:
+        """(n,): requests running and waiting per slot."""
+        return np.asarray((self.rows["running"] + self.rows["queued"]) / self.rows["slots"])
+
+
+Kind = Literal["agent", "cloud", "wait", "refuse"]
+
+
+class Decision(NamedTuple):
+    """What a policy answers.
+
+    Attributes:
+        kind: `agent`; `cloud`; `wait`, to be asked again when something ends or `until` has come; `refuse`.
+        reason: why, in words.
+        agent: a number in the fleet, for `agent`.
+        until: for `wait`; for `refuse`, when asking again makes sense.
+    """
+
+    kind: Kind
+    reason: str
+    agent: int = -1
+    until: float = math.inf
+
+
+class Policy(Protocol):
+    """Decides where requests go. One belongs to one scheduler: it may learn from what it sees.
+
+    Attributes:
+        name: as in `--policy`.
+        attempts: how many agents are tried where one turns out to be busy.
+        queues: whether a request may wait at an agent; else it waits with the scheduler, or goes elsewhere.
+    """
+
+    name: str
+    attempts: int
+    queues: bool
+
+    def arrived(self, demand: Demand) -> None:
+        """Called once for each request, before anything is decided of it."""
+        ...
+
+    def choose(self, demand: Demand, fleet: Fleet, now: float) -> Decision:
+        """Where it goes."""
+        ...
+
+    def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
+        """Those of one tenant and priority that wait, in the order in which they should go."""
+        ...
+
+
+def elsewhere(demand: Demand, now: float, why: str, **changes: Any) -> Decision:
+    """The decision where no agent is to be had: the cloud, or a refusal that says why."""
+    if now + demand.cloud_s > demand.deadline:
+        return Decision("refuse", f"{why}, and the cloud would need {demand.cloud_s:.1f} s: too late", **changes)
+    if demand.cloud_usd <= demand.budget_usd:
+        return Decision("cloud", why)
+    reason = demand.no_cloud or "there is no cloud"
+    if math.isfinite(demand.cloud_usd):
+        reason = f"the cloud would cost {demand.cloud_usd:.4f} US dollars of a budget of {demand.budget_usd:.4f}"
+    return Decision("refuse", f"{why}, and {reason}", **changes)

@@ -1,0 +1,160 @@
+"""A policy at work: whom it may choose from, who waits, what is tried again. The same live and simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy
+from mqttcollab.scheduling.fair import WaitingRoom
+from mqttcollab.scheduling.load import LoadBook
+
+
+class Placed(NamedTuple):
+    """A request that goes somewhere; for an agent `row` is its row in the book, `seconds` how long it should take."""
+
+    demand: Demand
+    decision: Decision
+    row: int = -1
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that is not done with."""
+
+    demand: Demand
+    candidates: Candidates
+    attempts: int = 0
+    sent: dict[int, float] = field(default_factory=dict)  # seconds expected, by row
+
+
+class Scheduler:
+    """Places requests; whoever drives it sends them and says what became of them.
+
+    Give each request to `submit`. If it waits, `ready` names it later: call that after everything that may have changed
+    something, and when `next_time` comes. Tell `ended` what each request that went to an agent came to, and `close`
+    when a request is over.
+
+    Args:
+        policy: decides.
+        book: the load, as it is believed to be.
+        weights: of tenants, where requests wait; 1 for those that are not named.
+    """
+
+    def __init__(
+        self, policy: Policy, book: LoadBook | None = None, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.policy = policy
+        self.book = book or LoadBook()
+        self._room = WaitingRoom(weights or {})
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._room)
+
+    def submit(self, demand: Demand, candidates: Candidates, now: float) -> Placed:
+        """Decides where a new request goes."""
+        self._open[demand.id] = _Open(demand, candidates)
+        self.policy.arrived(demand)
+        if len(self._room) and any(other.priority >= demand.priority for other in self._room):
+            # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
+            self._room.add(demand)
+            return Placed(demand, Decision("wait", "others wait as well", until=now))
+        return self._decide(demand, now)
+
+    def again(self, demand_id: str, now: float) -> Placed:
+        """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out."""
+        one = self._open[demand_id]
+        if one.attempts >= self.policy.attempts:
+            one.candidates = Candidates(one.candidates.rows[:0], one.candidates.scores[:0])
+        return self._decide(one.demand, now)
+
+    def busy(self, placed: Placed, now: float) -> None:
+        """An agent had no room for a request; others may have."""
+        self._back(placed, now)
+        self.book.busy(placed.row, now)
+        # The agent itself may be free again while the request still waits: it is not struck off.
+
+    def ended(
+        self, placed: Placed, now: float, *, seconds: float = 0.0, tokens: float = 0.0, failed: bool = False
+    ) -> None:
+        """What became of a request at an agent.
+
+        Args:
+            placed: as it went there.
+            now: the scheduler's clock.
+            seconds: how long the agent worked on it; 0 if nobody knows.
+            tokens: that it wrote.
+            failed: it gave no answer; the request won't go there again.
+        """
+        self._back(placed, now)
+        one = self._open.get(placed.demand.id)
+        if failed:
+            if one is not None:
+                kept = one.candidates.rows != placed.row
+                one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
+        elif seconds > 0:
+            self.book.measured(placed.row, seconds, tokens)
+
+    def close(self, demand_id: str, now: float) -> None:
+        """Ends a request, answered or given up."""
+        self._room.remove(demand_id)
+        one = self._open.pop(demand_id, None)
+        if one is not None:
+            for index, seconds in one.sent.items():
+                self.book.ended(index, seconds, now)
+
+    def ready(self, now: float) -> list[Placed]:
+        """Those that waited and go somewhere now."""
+        placed: list[Placed] = []
+        while len(self._room):
+            found = self._next(now)
+            if found is None:
+                break
+            placed.append(found)
+        return placed
+
+    def next_time(self) -> float:
+        """When `ready` has to be called at the latest; infinite if nobody waits."""
+        return min((demand.wait_until for demand in self._room), default=float("inf"))
+
+    def _next(self, now: float) -> Placed | None:
+        for group in self._room.groups():
+            everybody = self._open[group[0].id].candidates
+            fleet = self.book.fleet(everybody, now)
+            for demand in self.policy.order(group, fleet, now) if len(group) > 1 else group:
+                placed = self._decide(demand, now)
+                if placed.decision.kind != "wait":
+                    return placed
+        return None
+
+    def _decide(self, demand: Demand, now: float) -> Placed:
+        one = self._open[demand.id]
+        candidates = one.candidates
+        if one.sent and len(candidates.rows):
+            left = ~np.isin(candidates.rows, list(one.sent))
+            candidates = Candidates(candidates.rows[left], candidates.scores[left])
+        decision = self.policy.choose(demand, self.book.fleet(candidates, now), now)
+        if decision.kind == "wait":
+            self._room.add(demand)
+            return Placed(demand, decision)
+        self._room.remove(demand.id)
+        if decision.kind != "agent":
+            return Placed(demand, decision)
+        index = int(candidates.rows[decision.agent])
+        seconds = self.book.sent(index, demand, now)
+        one.sent[index] = seconds
+        one.attempts += 1
+        self._room.served(demand, seconds)
+        return Placed(demand, decision, index, seconds)
+
+    def _back(self, placed: Placed, now: float) -> None:
+        one = self._open.get(placed.demand.id)
+        if one is not None and one.sent.pop(placed.row, None) is not None:
+            self.book.ended(placed.row, placed.seconds, now)
