@@ -32,9 +32,6 @@ AGENT = np.dtype(
         ("asleep", "?"),
     ]
 )
-# Of a slot, believed to be free: others' work fades away by and by.
-_SURELY = 0.5
-
 Rows = NDArray[np.void]
 Floats = NDArray[np.float64]
 
@@ -100,10 +97,10 @@ class Fleet:
         """The name of a candidate."""
         return str(self.names[self.at[number]])
 
-    def free(self) -> NDArray[np.bool_]:
-        """(n,): who has a slot free, as far as is known."""
+    def free(self, surely: float = 0.5) -> NDArray[np.bool_]:
+        """(n,): who is awake and has so much of a slot free, as far as is known."""
         rows = self.rows
-        return np.asarray((rows["slots"] - rows["running"] > _SURELY) & ~rows["asleep"])
+        return np.asarray((rows["slots"] - rows["running"] > surely) & ~rows["asleep"])
 
     def seconds(self, demand: Demand) -> Floats:
         """(n,): how long each would take, once begun."""
@@ -165,7 +162,7 @@ class Policy(Protocol):
         ...
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
-        """Those of one tenant and priority that wait, in the order in which they should go."""
+        """Those of one tenant and priority that wait, in the order in which they should be placed; none if none can."""
         ...
 
 

@@ -13,6 +13,8 @@ from mqttcollab.scheduling.market import Market
 
 # An agent less able than the best by more than this gets nothing that the best could do.
 _SLACK = 0.1
+# Of a slot: who was busy with others' work a while ago is worth asking before the cloud is.
+_MAYBE = 0.2
 # What a request in front of ours costs, per slot, in the units of a candidate's score.
 _WAITING_COST = 0.1
 
@@ -51,6 +53,7 @@ class Frugal:
         count = int(np.count_nonzero(free))
         if not count:
             return self._nobody(demand, fleet, fits, now)
+        self.market.rush(fleet, now)
         best = int(np.argmin(np.where(free, seconds, np.inf)))
         took = float(seconds[best])
         if count == 1 and math.isfinite(demand.cloud_usd):
@@ -62,6 +65,8 @@ class Frugal:
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
         """The most urgent first; but what can't all be begun in time is shed from its cheap end."""
+        if not fleet.free(_MAYBE).any():
+            return ()
         if len(waiting) < 2:
             return waiting
         by_urgency = sorted(waiting, key=lambda demand: demand.wait_until)
@@ -81,6 +86,10 @@ class Frugal:
             soonest = float(np.min(fleet.seconds(demand)))
             left = demand.deadline - now
             return elsewhere(demand, now, f"the fastest agent needs {soonest:.1f} s of the {left:.1f} s that are left")
+        maybe = fleet.free(_MAYBE) & fits
+        if maybe.any():
+            likeliest = int(np.argmax(np.where(maybe, fleet.rows["slots"] - fleet.rows["running"], -np.inf)))
+            return Decision("agent", f"@{fleet.name(likeliest)} may be free again: asking costs little", likeliest)
         return self._later(demand, now, "no agent is free")
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:

@@ -66,7 +66,8 @@ class Placer:
     async def _settled(self, placed: Placed) -> Placed:
         if placed.decision.kind != "wait":
             return placed
-        future = self._waiting[placed.demand.id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
+        self._waiting[placed.demand.id] = future
         self._look_again()
         try:
             return await future

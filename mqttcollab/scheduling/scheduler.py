@@ -126,9 +126,9 @@ class Scheduler:
 
     def _next(self, now: float) -> Placed | None:
         for group in self._room.groups():
-            everybody = self._open[group[0].id].candidates
-            fleet = self.book.fleet(everybody, now)
-            for demand in self.policy.order(group, fleet, now) if len(group) > 1 else group:
+            fleet = self.book.fleet(self._open[group[0].id].candidates, now)
+            late = [demand for demand in group if demand.wait_until <= now]
+            for demand in (*late, *self.policy.order(group, fleet, now)):
                 placed = self._decide(demand, now)
                 if placed.decision.kind != "wait":
                     return placed
