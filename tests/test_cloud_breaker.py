@@ -39,7 +39,7 @@ def test_while_it_is_open_it_says_when_to_ask_again() -> None:
     clock = Clock()
     breaker = opened(clock)
     clock.now += 10.5
-    with pytest.raises(RequestError, match="failed 3 times in a row and is left alone for 19.5 s more") as refused:
+    with pytest.raises(RequestError, match=r"failed 3 times in a row and is left alone for 19.5 s more") as refused:
         breaker.admit()
     assert (refused.value.code, refused.value.retry_after_ms) == ("busy", 19_500)
 

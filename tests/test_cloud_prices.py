@@ -11,8 +11,7 @@ from endpoints import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqttcollab import Agent
-from mqttcollab.cloud import CloudService, read_cloud
+from mqttcollab.cloud import cloud_agent, read_cloud
 from mqttcollab.cloud.prices import Bill, Price, price_of, show, to_nano, to_usd
 from mqttcollab.errors import ConfigError, MqttCollabError
 
@@ -82,8 +81,7 @@ usd_per_day = 1
 def load(text: str, folder: Path) -> Any:
     file = folder / "cloud.toml"
     file.write_text(text)
-    read = read_cloud(file)
-    return CloudService(read, Agent(read.name))
+    return cloud_agent(read_cloud(file))
 
 
 def test_paths_start_from_the_file_s_folder(tmp_path: Path) -> None:
@@ -94,7 +92,7 @@ def test_paths_start_from_the_file_s_folder(tmp_path: Path) -> None:
 def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a key for the tests")
     read = read_cloud(Path(__file__).parents[1] / "devices" / "cloud.toml")
-    record = CloudService(read, Agent(read.name))
+    record = cloud_agent(read).record(read.service)
     assert (record.leaves_edge, record.model) == (True, "gpt-4")
     assert (record.prompt_usd_per_mtok, record.completion_usd_per_mtok) == (30.0, 60.0)
 

@@ -101,16 +101,15 @@ class Ledger:
             raise ConfigError(
                 f"the ledger {path} can't be opened: {error}; is its folder there and writable?"
             ) from None
+        ledger = cls(db, now)
         try:
             await _prepare(db, path)
-        except (sqlite3.Error, OSError) as error:
-            await db.close()
-            raise ConfigError(f"the ledger {path} can't be used: {error}; is it a ledger, and writable?") from None
-        except BaseException:
-            await db.close()
+            await ledger._note_left()
+        except BaseException as error:
+            await db.close()  # or its thread would keep the process alive
+            if isinstance(error, sqlite3.Error):
+                raise ConfigError(f"the ledger {path} can't be used: {error}; is it a ledger, and writable?") from None
             raise
-        ledger = cls(db, now)
-        await ledger._note_left()
         return ledger
 
     async def close(self) -> None:
