@@ -179,14 +179,17 @@ def _mod97(code: str) -> int:
 def _cards(text: str) -> Iterator[Span]:
     """13 to 19 digits, alone or in groups of three and more, with a right last digit (ISO 7812, Luhn)."""
     for run in _DIGITS.finditer(text):
-        groups = [found.span() for found in re.finditer("[0-9]+", run[0])]
+        groups = list(re.finditer("[0-9]+", run[0]))
         for first in range(len(groups)):
-            for last in range(min(len(groups), first + 6) - 1, first - 1, -1):
-                parts = [run[0][start:stop] for start, stop in groups[first : last + 1]]
-                number = "".join(parts)
-                if len(number) <= 19 and min(map(len, parts)) >= 3 and len(number) >= 13 and _luhn(number):
-                    yield run.start() + groups[first][0], run.start() + groups[last][1]
+            number, end = "", 0
+            for group in groups[first : first + 7]:
+                number += group[0]
+                if len(group[0]) < 3 or len(number) > 19:
                     break
+                if len(number) >= 13 and _luhn(number):
+                    end = group.end()
+            if end:
+                yield run.start() + groups[first].start(), run.start() + end
 
 
 def _luhn(number: str) -> bool:
