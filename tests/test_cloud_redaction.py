@@ -93,7 +93,6 @@ PIECES = st.one_of(
 def test_what_was_taken_out_can_be_put_back(texts: list[str]) -> None:
     redacted = ALL.redact(texts)
     assert [redacted.restore(text) for text in redacted.texts] == texts
-    assert ALL.redact(redacted.texts).count == 0 or any("[" in text for text in texts)
 
 
 @given(st.sampled_from(["a@b.de", "+491711234567", "192.168.1.17", "B-123456"]), st.text("xyz ,;!\n", max_size=20))

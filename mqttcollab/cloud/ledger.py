@@ -96,6 +96,7 @@ class Ledger:
             ConfigError: it can't be written, is no ledger, or is a newer version's.
         """
         try:
+            await asyncio.to_thread(_try, path)  # aiosqlite's thread may outlive the loop where it can't connect
             db = await aiosqlite.connect(path, timeout=_PATIENCE_S, isolation_level=None)
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(
@@ -238,6 +239,10 @@ class Ledger:
             )
             async with self._transaction() as db:
                 await db.execute("DELETE FROM open WHERE day < ?", (self._today(),))
+
+
+def _try(path: Path) -> None:
+    sqlite3.connect(path).close()
 
 
 async def _prepare(db: aiosqlite.Connection, path: Path) -> None:
