@@ -417,6 +417,14 @@ async def test_silence_opens_it_and_a_short_deadline_does_not(tmp_path: Path, se
         assert (await cloud.refused()).code == "busy"
 
 
+async def test_answers_that_a_request_s_own_limit_left_empty_do_not_open_it(tmp_path: Path, server: Endpoint) -> None:
+    server.replies = [completion("", (10, 1), "length")]
+    async with running(tmp_path, server, **quick(60)) as cloud:
+        for _ in range(4):
+            assert "answered with nothing" in (await cloud.refused(parameters=Parameters(max_tokens=1))).message
+    assert cloud.calls == 4
+
+
 async def test_refusals_of_one_request_do_not_open_it(tmp_path: Path, server: Endpoint) -> None:
     server.replies = [refusal(400)]
     async with running(tmp_path, server, **quick(60)) as cloud:

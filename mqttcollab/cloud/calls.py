@@ -137,6 +137,7 @@ class Caller:
     async def _send(self, job: Job, worst: Bill) -> Generation:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        says: _Says
         try:
             async with asyncio.timeout_at(job.deadline):
                 answer = await self._runtime.generate(job.messages, job.parameters)
@@ -145,7 +146,7 @@ class Caller:
         except TimeoutError as error:
             waited_s = loop.time() - started
             text = f"the cloud's endpoint did not answer within the {waited_s:.1f} s that were left of the request"
-            says: _Says = "down" if waited_s >= self._patience_s else "neither"
+            says = "down" if waited_s >= self._patience_s else "neither"
             raise _Failed(DeadlineExceeded(text), says, bill=worst) from error
         except RequestError as error:
             raise _refusal(error) from error
@@ -160,7 +161,9 @@ class Caller:
         if not answer.text.strip():
             text = f"the cloud's endpoint answered with nothing (it says: {answer.finish_reason})"
             bill = self._counted(answer.prompt_tokens, answer.completion_tokens, worst)
-            raise _Failed(RequestError("internal", text), "down", bill=bill)
+            # Where max_tokens or a filter ended it, the endpoint works.
+            says = "down" if answer.finish_reason == "stop" else "up"
+            raise _Failed(RequestError("internal", text), says, bill=bill)
         return answer
 
     def _counted(self, prompt_tokens: int, completion_tokens: int, worst: Bill) -> Bill:

@@ -57,13 +57,14 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a call: its cost in nano-dollars, its tokens and its time."""
+    """What became of a call: its cost in nano-dollars, its tokens and its time; `sent` False where it never began."""
 
     nano: int
     tokens: int = 0
     seconds: float = 0.0
     failed: bool = False
     redactions: int = 0
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ class Ledger:
 
     async def close(self) -> None:
         """Finishes what is being written and closes the file."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._db.close()
 
     async def reserve(self, tenant: str, model: str, nano: int, limits: Limits) -> Reservation:
@@ -126,17 +128,20 @@ class Ledger:
                 where the file can't be written.
         """
         now = self._now()
-        day = now.date().isoformat()
+        wanted = Reservation(0, now.date().isoformat(), tenant, model, nano)
+        booking = self._begin(self._reserve(wanted, limits, now))
         try:
-            booked = await self._do(self._reserve(Reservation(0, day, tenant, model, nano), limits, now))
+            return await asyncio.shield(booking)
         except sqlite3.Error as error:
             raise RequestError("internal", f"the ledger can't be written ({error}), so nothing was sent") from error
-        return booked
+        except asyncio.CancelledError:
+            self._begin(self._undo(booking))
+            raise
 
     async def settle(self, booked: Reservation, outcome: Outcome) -> None:
         """Corrects a worst case to what the call did cost; where the file can't be written it stays booked."""
         try:
-            await self._do(self._settle(booked, outcome))
+            await asyncio.shield(self._begin(self._settle(booked, outcome)))
         except sqlite3.Error as error:
             _log.error("the ledger can't be written (%s): %s USD stay booked", error, show(booked.nano))
 
@@ -149,11 +154,11 @@ class Ledger:
                 coalesce(sum(seconds), 0.0)
             FROM days WHERE model = ?"""
         (row,) = await self._rows(query, today, model)
-        total, of_today, tokens, calls, *rest = row
+        total, of_today, *rest = row
         under_way = [booked for booked in self._booked.values() if booked.model == model]
         total -= sum(booked.nano for booked in under_way)
         of_today -= sum(booked.nano for booked in under_way if booked.day == today)
-        return Totals(total, of_today, tokens, calls - len(under_way), *rest)
+        return Totals(total, of_today, *rest)
 
     async def tenants(self, model: str) -> dict[str, int]:
         """Nano-dollars of today by tenant, also of those who spent some in the last month."""
@@ -175,12 +180,12 @@ class Ledger:
         async with self._turn:
             return list(await self._db.execute_fetchall(query, values))
 
-    async def _do(self, work: Coroutine[Any, Any, _R]) -> _R:
-        """Does a transaction to its end, even where whoever waits for it is cancelled."""
+    def _begin(self, work: Coroutine[Any, Any, _R]) -> asyncio.Task[_R]:
+        """Begins a transaction, which is done to its end even where whoever waits for it is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -204,13 +209,17 @@ class Ledger:
                 whose = f"of tenant {wanted.tenant[:80]!r}" if wanted.tenant else "of requests without a tenant"
                 spent = await _sum(db, query, wanted.day, wanted.tenant)
                 _check(f"the limit {whose}", limit, spent, wanted.nano, now)
-            await _add(db, wanted, nano=wanted.nano, calls=1)
+            await _add(db, wanted, nano=wanted.nano)
             query = "INSERT INTO open (day, tenant, model, nano) VALUES (?, ?, ?, ?)"
             cursor = await db.execute(query, (wanted.day, wanted.tenant, wanted.model, wanted.nano))
             assert cursor.lastrowid is not None
             booked = Reservation(cursor.lastrowid, wanted.day, wanted.tenant, wanted.model, wanted.nano)
         self._booked[booked.id] = booked
         return booked
+
+    async def _undo(self, booking: asyncio.Task[Reservation]) -> None:
+        with contextlib.suppress(RequestError, sqlite3.Error):
+            await self._settle(await booking, Outcome(0, sent=False))
 
     async def _settle(self, booked: Reservation, outcome: Outcome) -> None:
         try:
@@ -221,6 +230,7 @@ class Ledger:
                     booked,
                     nano=outcome.nano - booked.nano,
                     tokens=outcome.tokens,
+                    calls=int(outcome.sent),
                     errors=int(outcome.failed),
                     redactions=outcome.redactions,
                     seconds=0.0 if outcome.failed else outcome.seconds,

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from mqttcollab.errors import ConfigError, DeadlineExceeded, ErrorCode, RequestError, RuntimeFailure
@@ -255,7 +256,7 @@ def _reason(error: openai.APIStatusError) -> str:
 
 
 def _retry_after_ms(error: openai.APIStatusError) -> int | None:
-    """Return what `retry-after-ms` or `retry-after` says in numbers; the rare date form counts as silence."""
+    """Return what `retry-after-ms` or `retry-after` says; a date is taken against the answer's own."""
     headers = error.response.headers
     for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
         try:
@@ -264,4 +265,8 @@ def _retry_after_ms(error: openai.APIStatusError) -> int | None:
             continue
         if math.isfinite(value) and value >= 0:
             return math.ceil(value)
-    return None
+    try:
+        then, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
+        return max(0, math.ceil(1000 * (then - now).total_seconds()))
+    except (KeyError, ValueError, TypeError):  # TypeError: only one of them has a time zone
+        return None
