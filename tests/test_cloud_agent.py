@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -21,6 +22,16 @@ from mqttcollab.messages import ServiceRecord
 pytest.importorskip("openai", reason="the openai package is not installed")
 
 METRICS = f"slm/metrics/{MODEL}"
+ZERO = {
+    "cost_usd_total": "0",
+    "cost_usd_today": "0",
+    "tokens_used_total": "0",
+    "calls_total": "0",
+    "errors_total": "0",
+    "redactions_total": "0",
+    "inference_time_avg": "0.000",
+    "breaker": "closed",
+}
 
 
 @pytest.fixture
@@ -49,16 +60,7 @@ async def test_a_subscriber_sees_what_is_spent(tmp_path: Path, server: Endpoint,
     quick = {"breaker": {"failures": 2, "pause_s": 60}, "retry": {"tries": 1}}
     async with together(place, cloud_agent(settings(tmp_path, server.url, **quick))) as asker:
         await watcher.until(lambda: len(seen(watcher)) == 8)
-        assert seen(watcher) == {
-            "cost_usd_total": "0",
-            "cost_usd_today": "0",
-            "tokens_used_total": "0",
-            "calls_total": "0",
-            "errors_total": "0",
-            "redactions_total": "0",
-            "inference_time_avg": "0.000",
-            "breaker": "closed",
-        }
+        assert seen(watcher) == ZERO
         await asker.ask("Mail a@b.de", service=SERVICE, agent="cloud-1", tenant="alice")
         await asker.ask("Hello", service=SERVICE, agent="cloud-1", tenant="no topic/level")
         await watcher.until(lambda: seen(watcher)["calls_total"] == "2")
@@ -108,6 +110,12 @@ async def test_a_broker_that_forgot_everything_is_told_again(
             cable.cut()
             await watcher.until(lambda: len(seen(watcher)) == 8)
             assert seen(watcher)["calls_total"] == "1"
+
+
+def test_topics_md_lists_the_metrics() -> None:
+    text = (Path(__file__).parent.parent / "topics.md").read_text(encoding="utf-8").partition("\n## 16. The cloud\n")[2]
+    keys = re.findall(r"^\| `slm/metrics/<model>/(\S+)` \|", text, re.M)
+    assert keys == [*ZERO, "tenants/<tenant>/cost_usd_today"]
 
 
 # The command

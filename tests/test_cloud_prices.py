@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 
 from mqttcollab.cloud import cloud_agent, read_cloud
 from mqttcollab.cloud.prices import Bill, Price, price_of, show, to_nano, to_usd
+from mqttcollab.cloud.redaction import KINDS
+from mqttcollab.cloud.settings import CloudSettings, RedactionSettings, parse_cloud
 from mqttcollab.errors import ConfigError, MqttCollabError
 
+DOCS = Path(__file__).parents[1] / "docs" / "cloud.md"
 GPT4 = Price(30.0, 60.0)
 
 
@@ -95,6 +100,21 @@ def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     record = cloud_agent(read).record(read.service)
     assert (record.leaves_edge, record.model) == (True, "gpt-4")
     assert (record.prompt_usd_per_mtok, record.completion_usd_per_mtok) == (30.0, 60.0)
+
+
+def test_the_docs_show_every_setting_with_its_default(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S)
+    shown = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.M))
+    parsed = parse_cloud(shown, folder=tmp_path, where="docs")
+    tables = {"endpoint", "prices", "limits", "redaction"}
+    assert set(shown) | {"folder", "where"} == set(CloudSettings.model_fields)
+    for name in ("retry", "breaker"):
+        assert set(shown[name]) == set(type(getattr(parsed, name)).model_fields)
+    assert set(shown["redaction"]) == set(RedactionSettings.model_fields)
+    assert shown["redaction"]["kinds"] == list(KINDS)
+    bare = parse_cloud({name: shown[name] for name in tables}, folder=tmp_path, where="docs")
+    optional = {"accuracy": None, "place": None, "model_key": None}
+    assert parsed.model_copy(update=optional) == bare
 
 
 @pytest.mark.parametrize(
