@@ -405,11 +405,22 @@ async def test_after_the_pause_one_call_tries_and_closes_it(tmp_path: Path, serv
         assert (await cloud.ask()).output == "Rome."
 
 
+async def test_a_trial_that_is_told_to_wait_opens_it_again(tmp_path: Path, server: Endpoint) -> None:
+    server.replies = [refusal(500), refusal(500), refusal(429), completion()]
+    async with running(tmp_path, server, **quick(0.6)) as cloud:
+        for _ in range(2):
+            await cloud.refused()
+        await asyncio.sleep(0.65)
+        assert "refused (429)" in (await cloud.refused()).message
+        assert "failed 3 times in a row" in (await cloud.refused()).message
+
+
 async def test_silence_opens_it_and_a_short_deadline_does_not(tmp_path: Path, server: Endpoint) -> None:
-    server.replies = [HANG]
+    server.replies = [HANG, HANG, completion(), HANG]
     async with running(tmp_path, server, **quick(60)) as cloud:
-        for _ in range(3):
-            assert (await cloud.refused(ttl_s=0.2)).code == "deadline_exceeded"
+        for _ in range(2):
+            assert (await cloud.refused(ttl_s=0.5)).code == "deadline_exceeded"
+        assert (await cloud.ask()).output == "Rome."
     slow = {"model": MODEL, "base_url": server.url, "timeout_s": 0.1}
     async with running(tmp_path, server, **quick(60), endpoint=slow) as cloud:
         for _ in range(2):
