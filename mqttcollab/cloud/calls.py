@@ -159,7 +159,8 @@ class Caller:
         except RuntimeFailure as error:
             raise _Failed(RequestError("internal", str(error)), "neither") from error
         if not answer.text.strip():
-            text = f"the cloud's endpoint answered with nothing (it says: {answer.finish_reason})"
+            reason = " ".join(str(answer.finish_reason).split())[:40]
+            text = f"the cloud's endpoint answered with nothing (it says: {reason})"
             bill = self._counted(answer.prompt_tokens, answer.completion_tokens, worst)
             # Where max_tokens or a filter ended it, the endpoint works.
             says = "down" if answer.finish_reason == "stop" else "up"
@@ -173,11 +174,9 @@ class Caller:
         return self._price.bill(prompt_tokens, max(1, completion_tokens), worst)
 
     def _pause_s(self, tries: int, retry_after_ms: int | None) -> float:
-        """What the endpoint asks for, else a pause that doubles, of which half is by chance."""
-        if retry_after_ms is not None:
-            return retry_after_ms / 1000
+        """A pause that doubles, of which half is by chance; at least what the endpoint asks for."""
         longest = min(self._retry.backoff_s * 2.0 ** (tries - 1), self._retry.backoff_max_s)
-        return longest * random.uniform(0.5, 1)
+        return max(longest * random.uniform(0.5, 1), (retry_after_ms or 0) / 1000)
 
 
 def _refusal(error: RequestError) -> _Failed:
