@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,9 @@ from mqttcollab.scheduling.market import Market
 
 # An agent less able than the best by more than this gets nothing that the best could do.
 _SLACK = 0.1
-# Of a slot: who was busy with others' work a while ago is worth asking before the cloud is.
+# Of a slot: from when on an agent counts as free, and who was busy with others' work a while ago is worth asking before
+# the cloud is.
+_SURELY = 0.5
 _MAYBE = 0.2
 _TIE = 1e-3
 # What a request in front of ours costs, per slot, in the units of a candidate's score.
@@ -44,22 +47,20 @@ class Frugal:
         """Agent, wait, cloud or refusal."""
         if not len(fleet):
             return elsewhere(demand, now, "nobody else offers it", "no_capability")
-        seconds = fleet.seconds(demand) * hardship(fleet)
-        fits = now + seconds <= demand.deadline
-        if math.isfinite(demand.budget_usd):
-            fits &= fleet.prices(demand) <= demand.budget_usd
-        worth = fleet.rows["score"] - WAITING_COST * fleet.load()
-        fits &= worth >= worth.max() - _SLACK
-        free = fleet.free() & fits
-        count = int(np.count_nonzero(free))
-        if not count:
-            return self._nobody(demand, fleet, fits, now)
+        rows = fleet.rows
+        seconds = fleet.seconds(demand)
+        fits = self._able(demand, fleet, seconds, now)
+        spare = np.where(fits & ~rows["asleep"], rows["slots"] - rows["running"], 0.0)
+        free = spare > _SURELY
+        if not free.any():
+            return self._nobody(demand, fleet, fits, spare, now)
         self.market.rush(fleet, now)
         # Equally fast ones share, and who is not yet known is no faster than that.
-        best = int(np.argmin(np.where(free, seconds + _TIE * fleet.load(), np.inf)))
+        best = int(np.where(free, seconds * rows["hardship"] + _TIE * fleet.load(), np.inf).argmin())
         took = float(seconds[best])
-        if count == 1 and math.isfinite(demand.cloud_usd):
-            price = self.market.price(fleet.rows[best], took)
+        count = int(np.count_nonzero(free))
+        if count == 1 and spare[best] <= 1 + _SURELY and math.isfinite(demand.cloud_usd):
+            price = self.market.price(rows[best], took)
             if price > demand.cloud_usd:
                 why = f"the last free slot (@{fleet.name(best)}) is worth {price:.5f} US dollars to what comes next"
                 return self._later(demand, now, why)
@@ -72,51 +73,56 @@ class Frugal:
         if len(waiting) < 2:
             return waiting
         by_urgency = sorted(waiting, key=lambda demand: demand.wait_until)
-        work = {demand.id: fleet.work_s(demand) for demand in by_urgency}
-        # (saved per second of the fleet, saved): who is shed first.
-        worth = {demand.id: (round(demand.cloud_usd / work[demand.id], 9), demand.cloud_usd) for demand in by_urgency}
-        kept: list[Demand] = []
-        shed: list[Demand] = []
+        work = _work_s(by_urgency, fleet)
+        kept: list[tuple[float, float, int]] = []  # (saved per second of the fleet, saved): who is shed first
         begins = now
-        for demand in by_urgency:
-            kept.append(demand)
+        for number, (demand, seconds) in enumerate(zip(by_urgency, work, strict=True)):
+            heapq.heappush(kept, (round(demand.cloud_usd / seconds, 9), demand.cloud_usd, number))
             if begins > demand.wait_until:
-                cheapest = min(kept, key=lambda one: worth[one.id])
-                kept.remove(cheapest)
-                shed.append(cheapest)
-                begins -= work[cheapest.id]
-            begins += work[demand.id]
-        return [*kept, *sorted(shed, key=lambda one: worth[one.id], reverse=True)]
+                begins -= work[heapq.heappop(kept)[2]]
+            begins += seconds
+        stay = sorted(number for _, _, number in kept)
+        shed = sorted(set(range(len(work))) - set(stay), key=lambda n: by_urgency[n].cloud_usd / work[n], reverse=True)
+        return [by_urgency[number] for number in (*stay, *shed)]
 
-    def _nobody(self, demand: Demand, fleet: Fleet, fits: NDArray[np.bool_], now: float) -> Decision:
+    def _able(self, demand: Demand, fleet: Fleet, seconds: Floats, now: float) -> NDArray[np.bool_]:
+        """(n,): who can do it in time and within the budget, and hardly worse than anybody who can.
+
+        Before a request is refused, because it has waited long enough and may not go to the cloud, anybody will do.
+        """
+        fits = now + seconds <= demand.deadline
+        if math.isfinite(demand.budget_usd):
+            fits &= fleet.prices(demand) <= demand.budget_usd
+        if now >= demand.due and math.isinf(demand.cloud_usd):
+            return np.asarray(fits)
+        worth = fleet.rows["score"] - WAITING_COST * fleet.load()
+        # Sleepers are waited for where nobody awake could do it.
+        awake = fits & ~fleet.rows["asleep"]
+        best = worth.max(where=awake if awake.any() else fits, initial=-np.inf)
+        return np.asarray(fits & (worth >= best - _SLACK))
+
+    def _nobody(self, demand: Demand, fleet: Fleet, fits: NDArray[np.bool_], spare: Floats, now: float) -> Decision:
         if not fits.any():
-            if (fleet.prices(demand) > demand.budget_usd).all():
+            affordable = fleet.prices(demand) <= demand.budget_usd
+            if not affordable.any():
                 return elsewhere(demand, now, "every agent charges more than the budget", "quota_exceeded")
-            return too_late(demand, now, float(np.min(fleet.seconds(demand))))
-        maybe = fleet.free(_MAYBE) & fits
-        if maybe.any():
-            likeliest = int(np.argmax(np.where(maybe, fleet.rows["slots"] - fleet.rows["running"], -np.inf)))
+            return too_late(demand, now, float(fleet.seconds(demand)[affordable].min()))
+        likeliest = int(spare.argmax())
+        if spare[likeliest] > _MAYBE:
             return Decision("agent", f"@{fleet.name(likeliest)} may be free again: asking costs little", likeliest)
         return self._later(demand, now, "no agent is free")
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:
-        if now < demand.wait_until:
-            return Decision("wait", why, until=demand.wait_until)
+        if now < demand.due:
+            return Decision("wait", why, until=demand.due)
         return elsewhere(demand, now, why)
 
 
-def hardship(fleet: Fleet) -> Floats:
-    """(n,), at least 1: how much slower an agent counts for its heat, its battery and its link."""
-    rows = fleet.rows
-    thermal = np.nan_to_num(rows["thermal"])
-    factor = 1 + np.clip(thermal - _WARM, 0, None) * _HEAT
-    hours = rows["battery"] / np.where(rows["drain_per_h"] > 0, rows["drain_per_h"], np.nan)
-    factor *= 1 + _EMPTY * np.exp(-np.nan_to_num(hours, nan=np.inf))
-    return np.asarray(factor / np.clip(np.nan_to_num(rows["link"], nan=1.0), _WORST_LINK, 1))
-
-
-# From this share of the way to throttling on, heat counts; at the throttle the agent is twice as slow.
-_WARM, _HEAT = 0.7, 3.3
-# An agent whose battery lasts no hour counts as so many times slower.
-_EMPTY = 4.0
-_WORST_LINK = 0.1
+def _work_s(demands: Sequence[Demand], fleet: Fleet) -> list[float]:
+    """How long all of them together would take for each; alike ones are reckoned once."""
+    known: dict[tuple[float, float], float] = {}
+    for demand in demands:
+        length = demand.tokens, demand.prompt_tokens
+        if length not in known:
+            known[length] = fleet.work_s(demand)
+    return [known[demand.tokens, demand.prompt_tokens] for demand in demands]

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mqttcollab.scheduling.base import AGENT, Candidates, Demand, Fleet
+from mqttcollab.errors import ConfigError
+from mqttcollab.scheduling.base import AGENT, Candidates, Demand, Fleet, Rows
+from mqttcollab.scheduling.hardship import hardship
 from mqttcollab.scheduling.learned import Quantiles
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ _SHORTEST_SPAN_S, _LONGEST_SPAN_S = 0.1, 30.0
 # Slower than so many times what nine of ten took is late, but nobody is before so many seconds.
 _STRAGGLES, _LEAST_LATE_S = 2.0, 0.5
 _FIRST_ROWS = 16
+_UNKNOWN = {"hardship": 1.0, "asleep": 0.0}
+_CONDITION = ("battery", "drain_per_h", "thermal", "link")
+# What is believed of the work of others on a row: how much, when it was heard, in how many seconds it fades.
+_OTHERS = np.dtype([("others", "f8"), ("heard", "f8"), ("span_s", "f8")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,9 @@ class Terms:
         overhead_s: seconds per request, whatever its length.
         slots: requests that it works on at once.
         price_usd, prompt_usd_per_mtok, completion_usd_per_mtok: what it charges.
+
+    Raises:
+        ConfigError: a speed is not above 0, or a time or a price is negative or not finite.
     """
 
     tokens_per_s: float = 20.0
@@ -48,6 +57,14 @@ class Terms:
     prompt_usd_per_mtok: float = 0.0
     completion_usd_per_mtok: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_s", "prompt_tokens_per_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"an agent's {name} is {getattr(self, name)}; it must be above 0")
+        for name in ("overhead_s", "price_usd", "prompt_usd_per_mtok", "completion_usd_per_mtok"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"an agent's {name} is {getattr(self, name)}; it must be finite and at least 0")
+
 
 class _Agent:
     """What we know of one agent beside its rows."""
@@ -56,10 +73,6 @@ class _Agent:
         self.rows: list[int] = []
         self.own = 0  # of ours, under way
         self.had: deque[tuple[float, int]] = deque()  # when we had how many under way, falling from left to right
-        self.others = 0.0  # of others, when last heard
-        self.waiting = 0.0
-        self.span_s = 0.0  # in which others' work fades; 0 until it was busy
-        self.heard = -math.inf
         self.complained = False
 
     def note(self, now: float) -> None:
@@ -81,19 +94,23 @@ class LoadBook:
 
     A report counts what ran and waited when it was made, ours among it, maybe seconds ago (REPORT_AGE_S at most). So
     only what it has beyond the most of our own in that time is believed, as the work of others, and the less the older
-    it is: others' requests end too. It errs towards a free agent: asking one in vain costs a round trip.
+    it is: others' requests end too. It errs towards a free agent: asking one in vain costs a round trip. What is
+    reported of an agent is taken to be spread over its services by their slots.
     """
 
     def __init__(self) -> None:
         self._rows = np.zeros(_FIRST_ROWS, AGENT)
+        self._others = np.zeros(_FIRST_ROWS, _OTHERS)
         self._names: list[str] = []
+        self._terms: list[Terms] = []
         self._index: dict[tuple[str, str], int] = {}
         self._agents: dict[str, _Agent] = {}
         self._speeds: dict[int, Quantiles] = {}
         self._seconds: dict[int, Quantiles] = {}
         self._lengths: dict[str, Quantiles] = {}
         self._services: list[str] = []
-        self._stale: dict[str, _Agent] = {}  # whose others' work is believed to shrink
+        self._backoff: dict[int, float] = {}  # span in which others' work fades where an agent was busy
+        self._guessing_until = -math.inf
 
     def __len__(self) -> int:
         return len(self._names)
@@ -102,25 +119,37 @@ class LoadBook:
         """The row of an agent's service; made, or brought up to date where its terms have changed."""
         index = self._index.get((agent, service))
         if index is None:
-            index = self._index[agent, service] = len(self._names)
-            if index == len(self._rows):
-                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-            self._names.append(agent)
-            self._services.append(service)
-            self._agents.setdefault(agent, _Agent()).rows.append(index)
-            row = self._rows[index]
-            for field in ("battery", "drain_per_h", "thermal", "link"):
-                row[field] = math.nan
+            index = self._add(agent, service, terms)
+        elif self._terms[index] == terms:
+            return index
+        self._terms[index] = terms
         row = self._rows[index]
         row["slots"] = max(1, terms.slots)
         row["price_usd"] = terms.price_usd
         row["prompt_usd_per_mtok"] = terms.prompt_usd_per_mtok
         row["completion_usd_per_mtok"] = terms.completion_usd_per_mtok
         row["prompt_tokens_per_s"] = terms.prompt_tokens_per_s
-        if index not in self._speeds:
+        if len(self._speeds.get(index, ())) < _LEAST_SEEN:
             row["tokens_per_s"] = terms.tokens_per_s
-        if index not in self._seconds:
+        if len(self._seconds.get(index, ())) < _LEAST_SEEN:
             row["overhead_s"] = terms.overhead_s
+        self._count(index)
+        return index
+
+    def _add(self, agent: str, service: str, terms: Terms) -> int:
+        index = self._index[agent, service] = len(self._names)
+        if index == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._others = np.concatenate([self._others, np.zeros_like(self._others)])
+        self._names.append(agent)
+        self._services.append(service)
+        self._terms.append(terms)
+        of_agent = self._agents.setdefault(agent, _Agent()).rows
+        of_agent.append(index)
+        row, other = self._rows[index], self._rows[of_agent[0]]
+        for field in (*_CONDITION, "hardship", "asleep"):
+            # What is known of one service of an agent holds for all.
+            row[field] = other[field] if index != of_agent[0] else _UNKNOWN.get(field, math.nan)
         return index
 
     def candidates(self, index: Sequence[int], scores: Sequence[float] | None = None) -> Candidates:
@@ -131,12 +160,21 @@ class LoadBook:
 
     def fleet(self, candidates: Candidates, now: float) -> Fleet:
         """The candidates as they are believed to be now."""
-        if self._stale:
-            self._fade(now)
-        rows = self._rows[candidates.rows]
+        at = candidates.rows
+        # As plain numbers they are copied much faster.
+        rows = np.asarray(self._rows.view("f8").reshape(len(self._rows), -1)[at].view(AGENT)[:, 0])
         rows["score"] = candidates.scores
-        names = self._names
-        return Fleet(names, rows, candidates.rows)
+        if now < self._guessing_until:
+            self._add_others(rows, self._others[at], now)
+        return Fleet(self._names, rows, at)
+
+    def _add_others(self, rows: Rows, others: Rows, now: float) -> None:
+        """Others' requests end in about the time that one takes; once that is long past, nothing is known of them."""
+        kept = np.exp(np.minimum(0.0, others["heard"] - now) / others["span_s"])
+        kept[kept < _FORGOTTEN] = 0.0
+        total = rows["own"] + kept * others["others"]
+        rows["running"] = np.minimum(total, rows["slots"])
+        rows["queued"] = total - rows["running"]
 
     # What we see ourselves
 
@@ -148,7 +186,7 @@ class LoadBook:
         agent.note(now)
         self._rows["own"][index] += 1
         self._rows["backlog_s"][index] += seconds
-        self._believe(agent)
+        self._count(index)
         return seconds
 
     def ended(self, index: int, expected_s: float, now: float) -> None:
@@ -157,14 +195,20 @@ class LoadBook:
         agent.own = max(0, agent.own - 1)
         agent.note(now)
         self._rows["own"][index] = max(0.0, self._rows["own"][index] - 1)
-        self._rows["backlog_s"][index] = max(0.0, self._rows["backlog_s"][index] - expected_s) if agent.own else 0.0
-        self._believe(agent)
+        # Rounding does not add up: without requests there is no backlog.
+        left = max(0.0, self._rows["backlog_s"][index] - expected_s)
+        self._rows["backlog_s"][index] = left if self._rows["own"][index] else 0.0
+        self._count(index)
 
     def measured(self, index: int, seconds: float, tokens: float) -> None:
-        """Learns from an answer: how long the agent worked on it, and the tokens that it wrote (0: no model)."""
-        if not (math.isfinite(seconds) and seconds > 0 and tokens >= 0):
+        """Learns from an answer: how long the agent worked on it, and the tokens that it wrote (0: no model).
+
+        What nobody knows, or what is impossible, is passed over; but whoever answers is not busy.
+        """
+        if self._backoff.pop(index, None) is not None:
+            self._others["span_s"][index] = self._typical_s(index)
+        if not (0 < seconds < math.inf and 0 <= tokens < math.inf):
             return
-        self._agents[self._names[index]].span_s = 0.0
         if tokens > 0:
             self._lengths.setdefault(self._services[index], Quantiles()).add(tokens)
             known = self._speeds.setdefault(index, Quantiles())
@@ -185,11 +229,10 @@ class LoadBook:
             now: the scheduler's clock.
             retry_after_s: when it may have room, if it says so; each time in vain counts for longer.
         """
-        agent = self._agents[self._names[index]]
-        agent.others, agent.waiting, agent.heard = float(self._rows["slots"][index]) - agent.own, 0.0, now
-        agent.span_s = min(_LONGEST_SPAN_S, max(2 * agent.span_s, retry_after_s or self._typical_s(index)))
-        self._stale[self._names[index]] = agent
-        self._believe(agent)
+        row = self._rows[index]
+        wait_s = retry_after_s if retry_after_s > 0 else self._typical_s(index)
+        span = self._backoff[index] = min(_LONGEST_SPAN_S, max(2 * self._backoff.get(index, 0.0), wait_s))
+        self._believe(index, max(0.0, float(row["slots"] - row["own"])), span, now)
 
     def expected_s(self, index: int, demand: Demand) -> float:
         """How long an agent should take for a request, in seconds."""
@@ -216,10 +259,9 @@ class LoadBook:
             return max(_LEAST_LATE_S, _STRAGGLES * seconds.at(0.9))
         return math.inf
 
-    @property
-    def guessing(self) -> bool:
+    def guessing(self, now: float) -> bool:
         """Whether somebody is believed to do others' work, which ends without our being told."""
-        return bool(self._stale)
+        return now < self._guessing_until
 
     # What agents say
 
@@ -238,7 +280,10 @@ class LoadBook:
         if agent is None:
             return
         for field, value in condition.items():
-            self._rows[field][agent.rows] = math.nan if value is None else value
+            self._rows[field][agent.rows] = math.nan if value is None or not math.isfinite(value) else value
+        if condition:
+            first = self._rows[agent.rows[0]]
+            self._rows["hardship"][agent.rows] = hardship(*(float(first[field]) for field in _CONDITION))
         numbers = (running, queued, slots)
         if not all(math.isfinite(n) and n >= 0 for n in numbers) or running > max(1, slots):
             if not agent.complained:
@@ -251,10 +296,10 @@ class LoadBook:
             agent.complained = True
             return
         beyond = max(0.0, running + queued - agent.most(now))
-        agent.others, agent.heard = min(beyond, max(1.0, slots)), now
-        agent.waiting = beyond - agent.others
-        self._stale[name] = agent
-        self._believe(agent)
+        for index in agent.rows:
+            share = min(1.0, float(self._rows["slots"][index]) / max(1.0, slots))
+            span = self._backoff.get(index) or self._typical_s(index)
+            self._believe(index, beyond * share, span, now)
 
     def asleep(self, name: str, state: bool) -> None:
         """Notes whether an agent sleeps."""
@@ -267,19 +312,13 @@ class LoadBook:
         row = self._rows[index]
         return max(_SHORTEST_SPAN_S, float(row["overhead_s"] + _TOKENS / row["tokens_per_s"]))
 
-    def _believe(self, agent: _Agent, kept: float = 1.0) -> None:
-        for index in agent.rows:
-            row = self._rows[index]
-            total = row["own"] + kept * (agent.others + agent.waiting)
-            row["running"] = min(total, row["slots"])
-            row["queued"] = total - row["running"]
+    def _count(self, index: int) -> None:
+        """As far as we see it ourselves."""
+        row = self._rows[index]
+        row["running"] = min(row["own"], row["slots"])
+        row["queued"] = row["own"] - row["running"]
 
-    def _fade(self, now: float) -> None:
-        """Others' requests end in about the time that one takes; once that is long past, nothing is known of them."""
-        for name, agent in list(self._stale.items()):
-            span = agent.span_s or self._typical_s(agent.rows[0])
-            kept = math.exp(-max(0.0, now - agent.heard) / span)
-            if kept < _FORGOTTEN or not agent.others + agent.waiting:
-                agent.others = agent.waiting = 0.0
-                del self._stale[name]
-            self._believe(agent, kept)
+    def _believe(self, index: int, others: float, span_s: float, now: float) -> None:
+        self._others[index] = others, now, span_s
+        if others:
+            self._guessing_until = max(self._guessing_until, now - span_s * math.log(_FORGOTTEN))

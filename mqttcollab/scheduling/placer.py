@@ -25,8 +25,19 @@ class Placer:
         self._timer: asyncio.TimerHandle | None = None
 
     async def place(self, demand: Demand, candidates: Candidates) -> Placed:
-        """Where a new request goes: an agent, the cloud or nowhere (`refuse`); waits while the policy says so."""
-        return await self._settled(self.scheduler.submit(demand, candidates, self.now))
+        """Where a new request goes: an agent, the cloud or nowhere (`refuse`); waits while the policy says so.
+
+        If that is cancelled, the request is over.
+
+        Raises:
+            RequestError: `bad_request`, one with this id is not over yet.
+        """
+        placed = self.scheduler.submit(demand, candidates, self.now)
+        try:
+            return await self._settled(placed)
+        except asyncio.CancelledError:
+            self.close(demand)
+            raise
 
     async def again(self, demand: Demand) -> Placed:
         """The same for a request that has come back without an answer."""
@@ -61,8 +72,7 @@ class Placer:
 
     def stop(self) -> None:
         """Ends the timer; requests that wait are cancelled."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         for future in self._waiting.values():
             future.cancel()
 
@@ -85,14 +95,18 @@ class Placer:
     def _look_again(self) -> None:
         """Wakes those that can go, and asks to be woken when the next has waited long enough."""
         if not self.scheduler.waiting:
+            self._stop_timer()
             return
         for placed in self.scheduler.ready(self.now):
             future = self._waiting.get(placed.demand.id)
             if future is not None and not future.done():
                 future.set_result(placed)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         wake = self.scheduler.next_time(self.now)
         if math.isfinite(wake):
             self._timer = asyncio.get_running_loop().call_at(max(wake, self.now), self._look_again)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -20,13 +20,12 @@ class Classic:
 
     Args:
         name: of the policy.
-        pick: the number of an agent, None for nobody; from the fleet, the requests per slot, the demand and a source
-            of random numbers.
+        pick: the number of an agent, from the fleet, the demand and a source of random numbers.
         seed: of the random numbers.
     """
 
     name: str
-    pick: Callable[[Fleet, Demand, random.Random], int | None]
+    pick: Callable[[Fleet, Demand, random.Random], int]
     seed: int | None = None
     attempts: int = 1
     queues: bool = True
@@ -43,8 +42,6 @@ class Classic:
         if not len(fleet):
             return elsewhere(demand, now, "nobody else offers it", "no_capability")
         picked = self.pick(fleet, demand, self._random)
-        if picked is None:
-            return elsewhere(demand, now, "no agent is free")
         return Decision("agent", f"{self.name}: @{fleet.name(picked)}", picked)
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
@@ -57,9 +54,13 @@ def _random_agent(fleet: Fleet, demand: Demand, source: random.Random) -> int:
 
 
 def _weighted(fleet: Fleet, demand: Demand, source: random.Random) -> int:
-    """In proportion to speed, as in the paper."""
-    shares = np.cumsum(fleet.rows["tokens_per_s"] * fleet.rows["slots"])
-    return int(np.searchsorted(shares, source.random() * shares[-1]))
+    """In proportion to speed, as in the paper; whose is not known counts as the fastest that is."""
+    speeds = fleet.rows["tokens_per_s"]
+    known = np.isfinite(speeds)
+    if not known.all():
+        speeds = np.where(known, speeds, speeds[known].max() if known.any() else 1.0)
+    shares = np.cumsum(speeds * fleet.rows["slots"])
+    return min(len(shares) - 1, int(np.searchsorted(shares, source.random() * shares[-1], side="right")))
 
 
 def _least(values: Floats, source: random.Random) -> int:
@@ -84,16 +85,16 @@ def _load_aware(fleet: Fleet, demand: Demand, source: random.Random) -> int:
     return _least(fleet.load(), source)
 
 
-def _fastest_free(fleet: Fleet, demand: Demand, source: random.Random) -> int | None:
+def _fastest_free(fleet: Fleet, demand: Demand, source: random.Random) -> int:
     """Of those with a free slot who takes the least time; if there is none, who is to be free first."""
     free = fleet.free()
     seconds = fleet.seconds(demand)
     if free.any():
         return int(np.argmin(np.where(free, seconds, np.inf)))
-    return int(np.argmin(fleet.rows["backlog_s"] / fleet.rows["slots"])) if np.isfinite(demand.wait_until) else None
+    return int(np.argmin(fleet.rows["backlog_s"] / fleet.rows["slots"]))
 
 
-_CLASSIC: dict[str, Callable[[Fleet, Demand, random.Random], int | None]] = {
+_CLASSIC: dict[str, Callable[[Fleet, Demand, random.Random], int]] = {
     "random": _random_agent,
     "weighted": _weighted,
     "least-connections": _least_connections,

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mqttcollab.scheduling.base import Candidates, Decision, Demand, Fleet, Policy, too_late
+from mqttcollab.errors import RequestError
+from mqttcollab.scheduling.base import Candidates, Decision, Demand, Fleet, Policy, elsewhere, too_late
 from mqttcollab.scheduling.fair import WaitingRoom
 from mqttcollab.scheduling.load import LoadBook
 
 _RECHECK_S = 0.1
+# So many of a group that would rather wait on are enough: thousands are not all asked whenever a slot is free.
+_IN_VAIN = 32
 
 
 class Placed(NamedTuple):
@@ -62,37 +65,49 @@ class Scheduler:
         return len(self._room)
 
     def submit(self, demand: Demand, candidates: Candidates, now: float) -> Placed:
-        """Decides where a new request goes."""
-        self._open[demand.id] = _Open(demand, candidates)
+        """Decides where a new request goes.
+
+        Raises:
+            RequestError: `bad_request`, one with this id is not over yet.
+        """
+        if demand.id in self._open:
+            raise RequestError("bad_request", f"request {demand.id!r} is not over yet; give every request its own id")
+        one = self._open[demand.id] = _Open(demand, candidates)
         self.policy.arrived(demand)
-        ahead = [other for other in self._room if other.priority >= demand.priority]
-        if not ahead:
+        if not self._room.occupied(demand.priority):
             return self._decide(demand, now)
         # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
         fleet = self.book.fleet(candidates, now)
         if len(fleet) and math.isfinite(demand.deadline):
-            seconds = _wait_s(demand, ahead, fleet) + float(np.min(fleet.seconds(demand)))
+            before = self._room.before(demand, _key(candidates), fleet.work_s(demand))
+            seconds = before + float(np.min(fleet.seconds(demand)))
             if now + seconds > demand.deadline:
                 return Placed(demand, too_late(demand, now, seconds))
-        self._room.add(demand)
+        self._wait(one, fleet)
         return Placed(demand, Decision("wait", "others wait as well", until=now))
 
     def again(self, demand_id: str, now: float) -> Placed:
-        """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out."""
+        """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out.
+
+        Once as many agents as the policy tries were asked in vain, it goes to the cloud or is refused.
+        """
         one = self._open[demand_id]
-        if one.attempts >= self.policy.attempts:
-            one.candidates = Candidates(one.candidates.rows[:0], one.candidates.scores[:0])
-        return self._decide(one.demand, now)
+        if one.attempts < self.policy.attempts:
+            return self._decide(one.demand, now)
+        self._room.remove(demand_id)
+        asked = "the agent that was asked" if one.attempts == 1 else f"each of {one.attempts} agents that were asked"
+        return Placed(one.demand, elsewhere(one.demand, now, f"{asked} was busy or gave no answer"))
 
     def beside(self, demand_id: str, now: float) -> Placed | None:
         """A further agent for a request whose agent is late, if one is free; nobody waits for it."""
         one = self._open[demand_id]
-        decision, candidates = self._choose(one, now)
-        return self._send(one, decision, candidates, now) if decision.kind == "agent" else None
+        decision, fleet = self._choose(one, now)
+        return self._send(one, decision, fleet, now) if decision.kind == "agent" else None
 
     def busy(self, placed: Placed, now: float, retry_after_s: float = 0.0) -> None:
         """An agent had no room for a request. It is not struck off: it may have, while the request still waits."""
-        self._back(placed, now)
+        if self._back(placed, now):
+            self._room.returned(placed.demand, placed.seconds)
         self.book.busy(placed.row, now, retry_after_s)
 
     def ended(
@@ -112,7 +127,7 @@ class Scheduler:
         if one is not None:  # whoever is asked next, it is not the same again
             kept = one.candidates.rows != placed.row
             one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
-        if not failed and seconds > 0:
+        if not failed:
             self.book.measured(placed.row, seconds, tokens)
 
     def close(self, demand_id: str, now: float) -> None:
@@ -126,62 +141,79 @@ class Scheduler:
     def ready(self, now: float) -> list[Placed]:
         """Those that waited and go somewhere now."""
         placed: list[Placed] = []
-        while len(self._room):
-            found = self._next(now)
-            if found is None:
-                break
-            placed.append(found)
+        while len(self._room) and self._pass(placed, now):
+            pass
         return placed
 
     def next_time(self, now: float) -> float:
         """When `ready` has to be called at the latest; infinite if nobody waits."""
-        due = min((demand.wait_until for demand in self._room), default=math.inf)
+        due = min((demand.due for demand in self._room), default=math.inf)
         # Nothing tells us when others' work ends: it is looked at again and again.
-        return min(due, now + _RECHECK_S) if self._room and self.book.guessing else due
+        return min(due, now + _RECHECK_S) if self._room and self.book.guessing(now) else due
 
-    def _next(self, now: float) -> Placed | None:
+    def _pass(self, placed: list[Placed], now: float) -> bool:
+        """Goes once through those that wait; whether an agent was given away, so that the order has changed."""
+        full: set[bytes] = set()
         for group in self._room.groups():
-            fleet = self.book.fleet(self._open[group[0].id].candidates, now)
-            late = [demand for demand in group if demand.wait_until <= now]
-            for demand in (*late, *self.policy.order(group, fleet, now)):
-                placed = self._decide(demand, now)
-                if placed.decision.kind != "wait":
-                    return placed
-        return None
+            demands = group.demands
+            late = [demand for demand in demands if demand.due <= now]
+            order: Sequence[Demand] = ()
+            if group.agents not in full:
+                order = self.policy.order(demands, self.book.fleet(self._open[demands[0].id].candidates, now), now)
+                if not order:
+                    full.add(group.agents)
+            in_vain = 0
+            for demand in (*late, *order):
+                if demand.id not in self._room:
+                    continue
+                found = self._decide(demand, now)
+                if found.decision.kind == "wait":
+                    in_vain += 1
+                    if in_vain > _IN_VAIN:
+                        break
+                    continue
+                placed.append(found)
+                if found.decision.kind == "agent":
+                    return True
+        return False
 
     def _decide(self, demand: Demand, now: float) -> Placed:
         one = self._open[demand.id]
-        decision, candidates = self._choose(one, now)
+        decision, fleet = self._choose(one, now)
         if decision.kind == "wait":
-            self._room.add(demand)
+            self._wait(one, fleet)
             return Placed(demand, decision)
         self._room.remove(demand.id)
-        return Placed(demand, decision) if decision.kind != "agent" else self._send(one, decision, candidates, now)
+        return Placed(demand, decision) if decision.kind != "agent" else self._send(one, decision, fleet, now)
 
-    def _choose(self, one: _Open, now: float) -> tuple[Decision, Candidates]:
+    def _wait(self, one: _Open, fleet: Fleet) -> None:
+        if one.demand.id not in self._room:
+            self._room.add(one.demand, _key(one.candidates), fleet.work_s(one.demand) if len(fleet) else 0.0)
+
+    def _choose(self, one: _Open, now: float) -> tuple[Decision, Fleet]:
         candidates = one.candidates
         if one.sent and len(candidates.rows):
             left = ~np.isin(candidates.rows, list(one.sent))
             candidates = Candidates(candidates.rows[left], candidates.scores[left])
-        return self.policy.choose(one.demand, self.book.fleet(candidates, now), now), candidates
+        fleet = self.book.fleet(candidates, now)
+        return self.policy.choose(one.demand, fleet, now), fleet
 
-    def _send(self, one: _Open, decision: Decision, candidates: Candidates, now: float) -> Placed:
-        row = int(candidates.rows[decision.agent])
+    def _send(self, one: _Open, decision: Decision, fleet: Fleet, now: float) -> Placed:
+        row = int(fleet.at[decision.agent])
         seconds = self.book.sent(row, one.demand, now)
         one.sent[row] = seconds
         one.attempts += 1
         self._room.served(one.demand, seconds)
         return Placed(one.demand, decision, row, seconds)
 
-    def _back(self, placed: Placed, now: float) -> None:
+    def _back(self, placed: Placed, now: float) -> bool:
+        """Whether the request was there."""
         one = self._open.get(placed.demand.id)
-        if one is not None and one.sent.pop(placed.row, None) is not None:
-            self.book.ended(placed.row, placed.seconds, now)
+        if one is None or one.sent.pop(placed.row, None) is None:
+            return False
+        self.book.ended(placed.row, placed.seconds, now)
+        return True
 
 
-def _wait_s(demand: Demand, ahead: Sequence[Demand], fleet: Fleet) -> float:
-    """How long those ahead keep the whole fleet busy; of other tenants no more than goes first by fair queueing."""
-    work = {other.id: fleet.work_s(other) for other in ahead}
-    own = sum(work[other.id] for other in ahead if other.tenant == demand.tenant)
-    tenants = len({other.tenant for other in ahead} - {demand.tenant})
-    return min(sum(work.values()), own + tenants * (own + fleet.work_s(demand)))
+def _key(candidates: Candidates) -> bytes:
+    return candidates.rows.tobytes()
