@@ -141,6 +141,7 @@ class LoadBook:
         if index == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
             self._others = np.concatenate([self._others, np.zeros_like(self._others)])
+        self._others[index] = 0.0, 0.0, 1.0
         self._names.append(agent)
         self._services.append(service)
         self._terms.append(terms)
