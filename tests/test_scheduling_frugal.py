@@ -344,16 +344,25 @@ def test_the_price_is_a_number_whatever_comes(times: list[float], speed: float) 
     assert math.isfinite(price) and price >= 0
 
 
-def test_how_long_a_rush_lasts_is_learnt() -> None:
-    found, fleet = Market(), fleet_of({"one": 20.0})  # five seconds each
-    agent = fleet.rows[0]
-    before, now = market([1.0], [100], 10.0).price(agent, 1.0), 0.0
-    for _ in range(20):  # rushes of four seconds, and lulls
-        for number in range(60):
-            now += 0.1 if number < 40 else 20.0
+def after_rushes(lull_s: float) -> float:
+    """The price of a slot after twenty rushes of four seconds, with lulls between them."""
+    found, fleet, now = Market(), fleet_of({"one": 20.0}), 0.0  # five seconds each
+    for _ in range(20):
+        for number in range(48):
+            now += 0.1 if number < 40 else lull_s
             found.arrived(demand("x", arrived=now, cloud_usd=1.0))
             found.rush(fleet, now)
     for number in range(64):
         found.arrived(demand("x", arrived=now + number / 10, cloud_usd=1.0))
-    assert found.price(agent, 1.0) != pytest.approx(before, rel=0.01)
-    assert found._rush_s < 30.0
+    return found.price(fleet.rows[0], 1.0)
+
+
+def test_how_long_a_rush_lasts_is_learnt_and_a_lull_of_hours_is_none() -> None:
+    assert after_rushes(10.0) != pytest.approx(market([1.0], [100], 10.0).price(fleet_of({"one": 20.0}).rows[0], 1.0))
+    assert after_rushes(3600.0) == pytest.approx(after_rushes(360.0))
+
+
+def test_a_rush_for_one_service_makes_no_other_dear() -> None:
+    policy, last = rushed(), fleet_of(TWO, running=[1, 0])
+    assert policy.choose(demand(**PATIENT), last, 0.0).kind == "wait"
+    assert policy.choose(demand(**PATIENT, service="another"), last, 0.0).kind == "agent"

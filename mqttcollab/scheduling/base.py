@@ -62,6 +62,7 @@ class Demand:
         budget_usd: the most that it may cost.
         tenant: whose it is; tenants share what there is fairly.
         priority: 0 to 9; higher goes first where requests wait.
+        service: what it asks for, in whatever words: requests for the same are rivals.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Demand:
     budget_usd: float = math.inf
     tenant: str = ""
     priority: int = 4
+    service: str = ""
 
     @property
     def due(self) -> float:

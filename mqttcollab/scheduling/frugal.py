@@ -27,7 +27,7 @@ class Frugal:
     """Saves the cloud's money.
 
     A request that finds one free slot and many behind it takes that slot from a dearer one that comes next. What the
-    slot is worth is learnt from what has come lately (`Market`); a request that saves less than it takes away waits
+    slot is worth is learnt from what has come lately for the same service (`Market`); a request that saves less than it takes away waits
     while it may, then goes to the cloud. Agents that are hot, nearly empty or badly connected count as slower than they
     are.
     """
@@ -36,12 +36,12 @@ class Frugal:
     attempts = 8
     queues = False
 
-    def __init__(self, market: Market | None = None) -> None:
-        self.market = market or Market()
+    def __init__(self) -> None:
+        self._markets: dict[str, Market] = {}
 
     def arrived(self, demand: Demand) -> None:
         """Learns how much comes, and what it is worth."""
-        self.market.arrived(demand)
+        self._market(demand).arrived(demand)
 
     def choose(self, demand: Demand, fleet: Fleet, now: float) -> Decision:
         """Agent, wait, cloud or refusal."""
@@ -54,13 +54,14 @@ class Frugal:
         free = spare > _SURELY
         if not free.any():
             return self._nobody(demand, fleet, fits, spare, now)
-        self.market.rush(fleet, now)
+        market = self._market(demand)
+        market.rush(fleet, now)
         # Equally fast ones share, and who is not yet known is no faster than that.
         best = int(np.where(free, seconds * rows["hardship"] + _TIE * fleet.load(), np.inf).argmin())
         took = float(seconds[best])
         count = int(np.count_nonzero(free))
         if count == 1 and spare[best] <= 1 + _SURELY and math.isfinite(demand.cloud_usd):
-            price = self.market.price(rows[best], took)
+            price = market.price(rows[best], took)
             if price > demand.cloud_usd:
                 why = f"the last free slot (@{fleet.name(best)}) is worth {price:.5f} US dollars to what comes next"
                 return self._later(demand, now, why)
@@ -84,6 +85,12 @@ class Frugal:
         stay = sorted(number for _, _, number in kept)
         shed = sorted(set(range(len(work))) - set(stay), key=lambda n: by_urgency[n].cloud_usd / work[n], reverse=True)
         return [by_urgency[number] for number in (*stay, *shed)]
+
+    def _market(self, demand: Demand) -> Market:
+        market = self._markets.get(demand.service)
+        if market is None:
+            market = self._markets[demand.service] = Market()
+        return market
 
     def _able(self, demand: Demand, fleet: Fleet, seconds: Floats, now: float) -> NDArray[np.bool_]:
         """(n,): who can do it in time and within the budget, and hardly worse than anybody who can.

@@ -15,6 +15,8 @@ _ARRIVALS, _SAMPLES = 16, 64
 _LEAST_SAMPLES = 16
 # A rush lasts this long, in seconds, until we have seen some; so many of them make its mean.
 _RUSH_S, _RUSHES = 30.0, 20
+# That a rush is over shows when the next request comes, maybe hours later.
+_LONGEST_RUSH_S = 120.0
 _REFRESH = 4
 # Of the price: the estimates are rough, and an idle slot is lost for sure.
 _CAUTION = 0.9
@@ -73,7 +75,7 @@ class Market:
         if rushing and self._rushing_since is None:
             self._rushing_since = now
         elif not rushing and self._rushing_since is not None:
-            lasted = max(1.0, now - self._rushing_since)
+            lasted = min(_LONGEST_RUSH_S, max(1.0, now - self._rushing_since))
             self._rush_s = (self._rush_s * self._rushes + lasted) / (self._rushes + 1)
             self._rushes = min(self._rushes + 1, _RUSHES)
             self._rushing_since = None
