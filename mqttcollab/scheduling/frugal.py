@@ -27,9 +27,9 @@ class Frugal:
     """Saves the cloud's money.
 
     A request that finds one free slot and many behind it takes that slot from a dearer one that comes next. What the
-    slot is worth is learnt from what has come lately for the same service (`Market`); a request that saves less than it takes away waits
-    while it may, then goes to the cloud. Agents that are hot, nearly empty or badly connected count as slower than they
-    are.
+    slot is worth is learnt from what has come lately for the same service (`Market`); a request that saves less than it
+    takes away waits while it may, then goes to the cloud. Agents that are hot, nearly empty or badly connected count as
+    slower than they are where it is chosen between them, but not where a deadline is to be met.
     """
 
     name = "frugal"
