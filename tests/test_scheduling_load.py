@@ -174,6 +174,16 @@ def test_what_can_not_have_been_measured_is_passed_over(seconds: float, tokens: 
     assert math.isinf(book.straggles_s(0, 1.0))
 
 
+@pytest.mark.parametrize(("seconds", "tokens"), [(5e-324, 1e300), (1e300, 5e-324)])
+def test_a_speed_beyond_reason_does_no_harm(seconds: float, tokens: float) -> None:
+    book, candidates = book_of({"a": 50.0})
+    for _ in range(3):
+        book.measured(0, seconds, tokens)
+    fleet = book.fleet(candidates, 0.0)
+    assert 0 < fleet.seconds(demand())[0] < math.inf
+    assert 0 < fleet.work_s(demand()) < math.inf
+
+
 def test_who_takes_twice_what_nine_of_ten_took_is_late() -> None:
     book, _ = book_of({"a": 50.0})
     for speed in (10.0,) * 9 + (5.0,) * 2:

@@ -61,7 +61,7 @@ class Demand:
         no_cloud: why the cloud is no choice, in words.
         budget_usd: the most that it may cost.
         tenant: whose it is; tenants share what there is fairly.
-        priority: 0 to 9; higher goes first where requests wait.
+        priority: 0 to 9; where requests wait, higher goes strictly first, and tenants share fairly within each.
         service: what it asks for, in whatever words: requests for the same are rivals.
     """
 
@@ -187,7 +187,10 @@ class Policy(Protocol):
         ...
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
-        """Those of one tenant and priority that wait, in the order in which they should be placed; none if none can."""
+        """The order in which those should be placed that wait for the same agents; none if none can.
+
+        They are of one tenant and priority. Before anything has changed it is not asked for others that wait for them.
+        """
         ...
 
 

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 # Of speeds: a cautious median, so that a deadline is not missed by hope.
 _SPEED, _SECONDS = 0.4, 0.6
 _LEAST_SEEN = 3
+# Tokens per second, or seconds per token: beyond that a clock is wrong.
+_FASTEST = 1e6
 REPORT_AGE_S = 15.0
 # Of an answer, until some were seen.
 _TOKENS = 100.0
@@ -58,6 +60,15 @@ class Terms:
     completion_usd_per_mtok: float = 0.0
 
     def __post_init__(self) -> None:
+        if (
+            self.tokens_per_s > 0
+            and self.prompt_tokens_per_s > 0
+            and 0 <= self.overhead_s < math.inf
+            and 0 <= self.price_usd < math.inf
+            and 0 <= self.prompt_usd_per_mtok < math.inf
+            and 0 <= self.completion_usd_per_mtok < math.inf
+        ):
+            return  # quickly: they are made for every candidate of every request
         for name in ("tokens_per_s", "prompt_tokens_per_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"an agent's {name} is {getattr(self, name)}; it must be above 0")
@@ -213,7 +224,7 @@ class LoadBook:
         if tokens > 0:
             self._lengths.setdefault(self._services[index], Quantiles()).add(tokens)
             known = self._speeds.setdefault(index, Quantiles())
-            known.add(tokens / seconds)
+            known.add(min(_FASTEST, max(1 / _FASTEST, tokens / seconds)))
             if len(known) >= _LEAST_SEEN:
                 self._rows["tokens_per_s"][index] = known.at(_SPEED)
         else:
