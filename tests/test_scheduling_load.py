@@ -72,6 +72,13 @@ def test_rows_keep_their_numbers_as_more_come_and_their_terms_are_brought_up_to_
     assert (fleet.rows["slots"][5], fleet.rows["price_usd"][5]) == (3, 0.5)
 
 
+@pytest.mark.parametrize(("slots", "believed"), [(0, 1), (-3, 1), (10**400, 1e9)])
+def test_an_agent_has_slots_within_reason(slots: int, believed: float) -> None:
+    book = LoadBook()
+    book.row("a", "s", Terms(slots=slots))
+    assert book.fleet(book.candidates([0]), 0.0).rows["slots"][0] == believed
+
+
 def test_candidates_may_be_in_any_order_and_have_scores() -> None:
     book, _ = book_of({"a": 1.0, "b": 2.0, "c": 3.0})
     fleet = book.fleet(book.candidates([2, 0], [0.5, 0.9]), 0.0)
@@ -252,7 +259,16 @@ def test_what_others_do_on_an_agent_is_spread_over_its_services() -> None:
 
 @pytest.mark.parametrize(
     ("running", "queued", "slots"),
-    [(-1, 0, 1), (0, -1, 1), (math.nan, 0, 1), (0, math.inf, 1), (1, 0, math.nan), (10, 0, 1), (1, 0, -1)],
+    [
+        (-1, 0, 1),
+        (0, -1, 1),
+        (math.nan, 0, 1),
+        (0, math.inf, 1),
+        (1, 0, math.nan),
+        (10, 0, 1),
+        (1, 0, -1),
+        (0, 10**400, 1),
+    ],
 )
 def test_an_impossible_load_is_passed_over_and_said_once(
     running: float, queued: float, slots: float, caplog: pytest.LogCaptureFixture

@@ -1,11 +1,19 @@
-"""Quantiles of what was seen lately: speeds of agents, lengths of answers."""
+"""What was seen lately: speeds of agents, lengths of answers."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 
 _WINDOW = 64
+# Of speeds: a cautious median, so that a deadline is not missed by hope.
+_SPEED, _SECONDS = 0.4, 0.6
+_LEAST_SEEN = 3
+# Tokens per second, or seconds per token: beyond that a clock is wrong.
+_FASTEST = 1e6
+# Slower than so many times what nine of ten took is late, but nobody is before so many seconds.
+_STRAGGLES, _LEAST_LATE_S = 2.0, 0.5
 
 
 class Quantiles:
@@ -37,3 +45,45 @@ class Quantiles:
             IndexError: there is no value yet.
         """
         return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]
+
+
+class Learned:
+    """How fast each agent's service is, and how long its answers are, from three answers on."""
+
+    def __init__(self) -> None:
+        self._speeds: dict[int, Quantiles] = {}
+        self._seconds: dict[int, Quantiles] = {}
+        self._lengths: dict[str, Quantiles] = {}
+
+    def add(self, row: int, service: str, seconds: float, tokens: float) -> None:
+        """Notes an answer: its seconds, above 0, and the tokens that it has, 0 where no model wrote it."""
+        if tokens > 0:
+            self._lengths.setdefault(service, Quantiles()).add(tokens)
+            speed = min(_FASTEST, max(1 / _FASTEST, tokens / seconds))
+            self._speeds.setdefault(row, Quantiles()).add(speed)
+        else:
+            self._seconds.setdefault(row, Quantiles()).add(seconds)
+
+    def tokens_per_s(self, row: int) -> float | None:
+        """A speed that is reached more often than not; None while too little is known."""
+        return _at(self._speeds.get(row), _SPEED)
+
+    def seconds(self, row: int) -> float | None:
+        """How long answers take that no model writes; None while too little is known."""
+        return _at(self._seconds.get(row), _SECONDS)
+
+    def tokens(self, service: str) -> float | None:
+        """How many tokens an answer has: the median; None while too little is known."""
+        return _at(self._lengths.get(service), 0.5)
+
+    def straggles_s(self, row: int, expected_s: float) -> float:
+        """After how many seconds a request is late; infinite while too little is known."""
+        usual, slow = self.tokens_per_s(row), _at(self._speeds.get(row), 0.1)
+        if usual is not None and slow is not None:
+            return max(_LEAST_LATE_S, _STRAGGLES * expected_s * usual / slow)
+        seconds = _at(self._seconds.get(row), 0.9)
+        return math.inf if seconds is None else max(_LEAST_LATE_S, _STRAGGLES * seconds)
+
+
+def _at(known: Quantiles | None, share: float) -> float | None:
+    return known.at(share) if known is not None and len(known) >= _LEAST_SEEN else None

@@ -13,23 +13,18 @@ import numpy as np
 from mqttcollab.errors import ConfigError
 from mqttcollab.scheduling.base import AGENT, Candidates, Demand, Fleet, Rows
 from mqttcollab.scheduling.hardship import hardship
-from mqttcollab.scheduling.learned import Quantiles
+from mqttcollab.scheduling.learned import Learned
 
 _log = logging.getLogger(__name__)
 
-# Of speeds: a cautious median, so that a deadline is not missed by hope.
-_SPEED, _SECONDS = 0.4, 0.6
-_LEAST_SEEN = 3
-# Tokens per second, or seconds per token: beyond that a clock is wrong.
-_FASTEST = 1e6
 REPORT_AGE_S = 15.0
 # Of an answer, until some were seen.
 _TOKENS = 100.0
 # How far others' work has faded when it is forgotten.
 _FORGOTTEN = 0.05
+# Requests at an agent: more are impossible.
+_MOST = 1e9
 _SHORTEST_SPAN_S, _LONGEST_SPAN_S = 0.1, 30.0
-# Slower than so many times what nine of ten took is late, but nobody is before so many seconds.
-_STRAGGLES, _LEAST_LATE_S = 2.0, 0.5
 _FIRST_ROWS = 16
 _UNKNOWN = {"hardship": 1.0, "asleep": 0.0}
 _CONDITION = ("battery", "drain_per_h", "thermal", "link")
@@ -116,9 +111,7 @@ class LoadBook:
         self._terms: list[Terms] = []
         self._index: dict[tuple[str, str], int] = {}
         self._agents: dict[str, _Agent] = {}
-        self._speeds: dict[int, Quantiles] = {}
-        self._seconds: dict[int, Quantiles] = {}
-        self._lengths: dict[str, Quantiles] = {}
+        self._learned = Learned()
         self._services: list[str] = []
         self._backoff: dict[int, float] = {}  # span in which others' work fades where an agent was busy
         self._guessing_until = -math.inf
@@ -135,15 +128,12 @@ class LoadBook:
             return index
         self._terms[index] = terms
         row = self._rows[index]
-        row["slots"] = max(1, terms.slots)
+        row["slots"] = min(max(1, terms.slots), _MOST)
         row["price_usd"] = terms.price_usd
         row["prompt_usd_per_mtok"] = terms.prompt_usd_per_mtok
         row["completion_usd_per_mtok"] = terms.completion_usd_per_mtok
         row["prompt_tokens_per_s"] = terms.prompt_tokens_per_s
-        if len(self._speeds.get(index, ())) < _LEAST_SEEN:
-            row["tokens_per_s"] = terms.tokens_per_s
-        if len(self._seconds.get(index, ())) < _LEAST_SEEN:
-            row["overhead_s"] = terms.overhead_s
+        self._learn(index)
         self._count(index)
         return index
 
@@ -219,19 +209,9 @@ class LoadBook:
         """
         if self._backoff.pop(index, None) is not None:
             self._others["span_s"][index] = self._typical_s(index)
-        if not (0 < seconds < math.inf and 0 <= tokens < math.inf):
-            return
-        if tokens > 0:
-            self._lengths.setdefault(self._services[index], Quantiles()).add(tokens)
-            known = self._speeds.setdefault(index, Quantiles())
-            known.add(min(_FASTEST, max(1 / _FASTEST, tokens / seconds)))
-            if len(known) >= _LEAST_SEEN:
-                self._rows["tokens_per_s"][index] = known.at(_SPEED)
-        else:
-            known = self._seconds.setdefault(index, Quantiles())
-            known.add(seconds)
-            if len(known) >= _LEAST_SEEN:
-                self._rows["overhead_s"][index] = known.at(_SECONDS)
+        if 0 < seconds < math.inf and 0 <= tokens < math.inf:
+            self._learned.add(index, self._services[index], seconds, tokens)
+            self._learn(index)
 
     def busy(self, index: int, now: float, retry_after_s: float = 0.0) -> None:
         """Notes that an agent had no room for a request of ours, which has been counted as ended.
@@ -254,8 +234,8 @@ class LoadBook:
 
     def tokens(self, service: str) -> float:
         """How many tokens an answer of a service has: the median of those seen."""
-        known = self._lengths.get(service)
-        return known.at(0.5) if known is not None and len(known) >= _LEAST_SEEN else _TOKENS
+        known = self._learned.tokens(service)
+        return _TOKENS if known is None else known
 
     def straggles_s(self, index: int, expected_s: float) -> float:
         """After how many seconds an agent counts as late with a request; infinite while too little is known of it.
@@ -264,12 +244,7 @@ class LoadBook:
             index: its row.
             expected_s: how long it should take.
         """
-        speeds, seconds = self._speeds.get(index), self._seconds.get(index)
-        if speeds is not None and len(speeds) >= _LEAST_SEEN:
-            return max(_LEAST_LATE_S, _STRAGGLES * expected_s * speeds.at(_SPEED) / speeds.at(0.1))
-        if seconds is not None and len(seconds) >= _LEAST_SEEN:
-            return max(_LEAST_LATE_S, _STRAGGLES * seconds.at(0.9))
-        return math.inf
+        return self._learned.straggles_s(index, expected_s)
 
     def guessing(self, now: float) -> bool:
         """Whether somebody is believed to do others' work, which ends without our being told."""
@@ -297,13 +272,13 @@ class LoadBook:
             first = self._rows[agent.rows[0]]
             self._rows["hardship"][agent.rows] = hardship(*(float(first[field]) for field in _CONDITION))
         numbers = (running, queued, slots)
-        if not all(math.isfinite(n) and n >= 0 for n in numbers) or running > max(1, slots):
+        if not all(0 <= n <= _MOST for n in numbers) or running > max(1, slots):
             if not agent.complained:
                 _log.warning(
                     "@%s reports an impossible load (%g running, %g waiting, %g slots): it is not believed; "
                     "mend its load report",
                     name,
-                    *numbers,
+                    *(math.inf if n > _MOST else n for n in numbers),
                 )
             agent.complained = True
             return
@@ -323,6 +298,12 @@ class LoadBook:
         """How long others' requests take there, as far as ours tell."""
         row = self._rows[index]
         return max(_SHORTEST_SPAN_S, float(row["overhead_s"] + _TOKENS / row["tokens_per_s"]))
+
+    def _learn(self, index: int) -> None:
+        """What was measured, or else what was known beforehand."""
+        speed, seconds = self._learned.tokens_per_s(index), self._learned.seconds(index)
+        self._rows["tokens_per_s"][index] = self._terms[index].tokens_per_s if speed is None else speed
+        self._rows["overhead_s"][index] = self._terms[index].overhead_s if seconds is None else seconds
 
     def _count(self, index: int) -> None:
         """As far as we see it ourselves."""
