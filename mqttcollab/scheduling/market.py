@@ -41,8 +41,10 @@ class Market:
         self._tokens = np.zeros(_SAMPLES)
         self._prompts = np.zeros(_SAMPLES)
         self._seen = 0
+        self._looked = 0
         self._rushing_since: float | None = None
         self._rush_s, self._rushes = _RUSH_S, 1.0
+        self._known: tuple[tuple[float, ...], float] = (), 0.0
 
     def arrived(self, demand: Demand) -> None:
         """Notes a request."""
@@ -65,8 +67,9 @@ class Market:
 
     def rush(self, fleet: Fleet, now: float) -> None:
         """Notes whether more comes than the fleet can do, to learn how long that lasts."""
-        if self._seen % _REFRESH:
+        if self._seen % _REFRESH or self._seen == self._looked:
             return
+        self._looked = self._seen
         count = max(1, min(self._seen, _SAMPLES))
         rows = fleet.rows
         took = rows["overhead_s"] + self._tokens[:count].mean() / rows["tokens_per_s"]
@@ -92,15 +95,26 @@ class Market:
         if count < _LEAST_SAMPLES or not rate:
             return 0.0
         ends = 1 / self._rush_s
+        key = (
+            self._seen,
+            ends,
+            *(float(agent[field]) for field in ("tokens_per_s", "prompt_tokens_per_s", "overhead_s")),
+        )
+        if key != self._known[0]:  # many are asked in turn whether they pay it
+            self._known = key, self._value(agent, rate, ends, count)
+        return _CAUTION * self._known[1] * -math.expm1(-ends * seconds)
+
+    def _value(self, agent: Any, rate: float, ends: float, count: int) -> float:
+        """V, by policy iteration: whom to take at this value, what it is worth then."""
         usd = self._usd[:count]
         took = self._tokens[:count] / agent["tokens_per_s"] + self._prompts[:count] / agent["prompt_tokens_per_s"]
         again = np.exp(-ends * (took + agent["overhead_s"]))
         share = rate / (rate + ends)
         value = share * usd.mean() / (1 - share * again.mean())
-        for _ in range(_STEPS):  # policy iteration: whom to take at this value, what it is worth then
+        for _ in range(_STEPS):
             taken = usd >= value * (1 - again)
             better = share * usd[taken].sum() / (count - share * (again[taken].sum() + count - taken.sum()))
             if better <= value * (1 + 1e-6):
                 break
             value = better
-        return float(_CAUTION * value * -math.expm1(-ends * seconds))
+        return float(value)
