@@ -48,8 +48,8 @@ class Frugal:
         if not len(fleet):
             return elsewhere(demand, now, "nobody else offers it", "no_capability")
         rows = fleet.rows
-        seconds = fleet.seconds(demand)
-        fits = self._able(demand, fleet, seconds, now)
+        seconds, load = fleet.seconds(demand), fleet.load()
+        fits = self._able(demand, fleet, seconds, load, now)
         spare = np.where(fits & ~rows["asleep"], rows["slots"] - rows["running"], 0.0)
         free = spare > _SURELY
         if not free.any():
@@ -57,7 +57,7 @@ class Frugal:
         market = self._market(demand)
         market.rush(fleet, now)
         # Equally fast ones share, and who is not yet known is no faster than that.
-        best = int(np.where(free, seconds * rows["hardship"] + _TIE * fleet.load(), np.inf).argmin())
+        best = int(np.where(free, seconds * rows["hardship"] + _TIE * load, np.inf).argmin())
         took = float(seconds[best])
         count = int(np.count_nonzero(free))
         if count == 1 and spare[best] <= 1 + _SURELY and math.isfinite(demand.cloud_usd):
@@ -92,7 +92,7 @@ class Frugal:
             market = self._markets[demand.service] = Market()
         return market
 
-    def _able(self, demand: Demand, fleet: Fleet, seconds: Floats, now: float) -> NDArray[np.bool_]:
+    def _able(self, demand: Demand, fleet: Fleet, seconds: Floats, load: Floats, now: float) -> NDArray[np.bool_]:
         """(n,): who can do it in time and within the budget, and hardly worse than anybody who can.
 
         Before a request is refused, because it has waited long enough and may not go to the cloud, anybody will do.
@@ -102,10 +102,10 @@ class Frugal:
             fits &= fleet.prices(demand) <= demand.budget_usd
         if now >= demand.due and math.isinf(demand.cloud_usd):
             return np.asarray(fits)
-        worth = fleet.rows["score"] - WAITING_COST * fleet.load()
+        worth = fleet.rows["score"] - WAITING_COST * load
         # Sleepers are waited for where nobody awake could do it.
         awake = fits & ~fleet.rows["asleep"]
-        best = worth.max(where=awake if awake.any() else fits, initial=-np.inf)
+        best = np.where(awake if awake.any() else fits, worth, -np.inf).max()
         return np.asarray(fits & (worth >= best - _SLACK))
 
     def _nobody(self, demand: Demand, fleet: Fleet, fits: NDArray[np.bool_], spare: Floats, now: float) -> Decision:
