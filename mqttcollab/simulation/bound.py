@@ -1,0 +1,383 @@
+"""The least that any schedule can pay the cloud, clairvoyant or not: a linear programme that knows the future.
+
+A request either runs on one slot of one device, without interruption and started within its patience, or goes to the
+cloud at its price. Three steps, each of which can only lower the result, make the bound:
+
+1. Relaxation. A request may be split among devices and starts. With patience 0 what runs at each arrival must fit the
+   slots (interval packing: Arkin and Silverberg, Discrete Applied Mathematics 18, 1987). With patience, time is cut
+   into cells, and the work inside a cell must fit the slots for its length (time-indexed relaxation: Dyer and Wolsey,
+   Discrete Applied Mathematics 26, 1990). Starts are not rounded: the work that a job puts into each cell is linear in
+   its start between two starts at which an end of it meets an edge, so that a mix of those two starts has the same work.
+2. Quiet hours. The programme holds only requests that arrive near one which the fastest free device could not have
+   taken; dropping a request drops what it would have paid.
+3. Prices. Of the solver's answer only the prices of the slots over time are used, made non-negative. For any prices,
+   sum over requests of min(cloud, cheapest start) - what all slots earn <= optimum (weak duality), over all requests and
+   in numpy: a solver that stops early or is imprecise lowers the bound, and can't make it wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mqttcollab.errors import ConfigError, MqttCollabError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_ROUNDING_S = 1e-7
+"""Jobs count as shorter by this, so that rounding never makes two that touch overlap."""
+_MAX_CELLS = 50_000
+"""Finer than this the grid costs more than it gives."""
+_OPTIONS = {
+    "output_flag": False,
+    "threads": 1,
+    "solver": "ipx",
+    "run_crossover": "off",
+    "ipm_optimality_tolerance": 1e-4,  # what it misses is a ten-thousandth, and taken off the bound
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What happened in one run, all of it known.
+
+    Attributes:
+        arrivals: (n,) s, sorted.
+        cloud_usd: (n,) US dollars that each request costs in the cloud.
+        seconds: (n, m) how long request r takes in one slot of device i; inf where it can't run.
+        slots: (m,) requests that a device runs at once.
+        down: for each device the times [from, to) in s at which nothing runs; empty: none of them is ever down.
+
+    Raises:
+        ConfigError: no devices, shapes that don't match, or a value that is not possible.
+    """
+
+    arrivals: Floats
+    cloud_usd: Floats
+    seconds: Floats
+    slots: Ints
+    down: Sequence[Sequence[tuple[float, float]]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("arrivals", "cloud_usd", "seconds", "slots"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        n, m = self.arrivals.size, self.slots.size
+        if m == 0:
+            raise ConfigError("bound: a fleet with no devices; give slots for at least one")
+        for name, shape in (("arrivals", (n,)), ("cloud_usd", (n,)), ("slots", (m,)), ("seconds", (n, m))):
+            found = getattr(self, name).shape
+            if found != shape and not (n == 0 and name == "seconds"):
+                raise ConfigError(f"bound: {name} has shape {found}, expected {shape} ({n} requests, {m} devices)")
+        _refuse("arrivals", self.arrivals, ~np.isfinite(self.arrivals), "finite seconds")
+        _refuse("arrivals", self.arrivals[1:], np.diff(self.arrivals) < 0, "not before the one ahead of it: sort them")
+        _refuse("cloud_usd", self.cloud_usd, ~(np.isfinite(self.cloud_usd) & (self.cloud_usd >= 0)), "0 or more")
+        _refuse("seconds", self.seconds, ~(self.seconds > 0), "more than 0 (inf where a request can't run)")
+        _refuse(
+            "slots", self.slots, ~((self.slots >= 1) & (self.slots == np.floor(self.slots))), "a whole number from 1"
+        )
+        object.__setattr__(self, "down", _merged(self.down, m))
+
+
+class Bound(NamedTuple):
+    """A cost that no schedule can go below.
+
+    Attributes:
+        cost_usd: the bound, US dollars.
+        gap_usd: what the solver's imprecision gives away; not what the relaxation does.
+        seconds: time spent.
+        requests: how many of the requests the programme held; the others arrived in quiet hours.
+    """
+
+    cost_usd: float
+    gap_usd: float
+    seconds: float
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """Ways to run a request: from one position to another on the time axis of a device, in cells."""
+
+    request: Ints
+    device: Ints
+    begin: Floats
+    end: Floats
+    capacity: Floats  # (m, cells) slots
+
+    def only(self, requests: Bools) -> _Starts:
+        kept = requests[self.request]
+        return _Starts(self.request[kept], self.device[kept], self.begin[kept], self.end[kept], self.capacity)
+
+
+def lower_bound(instance: Instance, patience_s: float = 0.0, *, cells: int = 4) -> Bound:
+    """A cost in the cloud, US dollars, below which no schedule of this instance can come (see the module).
+
+    Args:
+        instance: arrivals, prices, run times and the fleet.
+        patience_s: seconds after its arrival within which a request must start; 0: at once.
+        cells: grid cells for one patience; more are tighter (1, 2, 4, 8 give away some 2, 1, 0.3 and 0.1 %) and slower.
+
+    Raises:
+        ConfigError: a patience that is not 0 or more, cells below 1, or no highspy.
+        MqttCollabError: the solver gave no prices.
+    """
+    if not (np.isfinite(patience_s) and patience_s >= 0):
+        raise ConfigError(f"bound: patience {patience_s} s is not possible; give 0 or more seconds")
+    if cells < 1:
+        raise ConfigError(f"bound: {cells} cells for one patience are not possible; give 1 or more")
+    began = time.perf_counter()
+    if not instance.arrivals.size:
+        return Bound(0.0, 0.0, 0.0, 0)
+    busy = _busy(instance, patience_s)
+    span = instance.arrivals[-1] - instance.arrivals[0] + patience_s
+    if patience_s == 0 or patience_s * _MAX_CELLS < span * cells:
+        starts = _at_arrivals(instance, patience_s)
+    else:
+        starts = _in_cells(instance, patience_s, patience_s / cells, busy)
+    cost, gap = _solve(instance.cloud_usd, starts, busy)
+    return Bound(cost, gap, time.perf_counter() - began, int(busy.sum()))
+
+
+def _numbers(name: str, values: object) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"bound: {name} holds something that is not a number; give an array of numbers") from None
+
+
+def _refuse(name: str, values: Floats, wrong: Bools, expected: str) -> None:
+    if wrong.any():
+        at = [int(k) for k in np.argwhere(wrong)[0]]
+        raise ConfigError(f"bound: {name} holds {values[tuple(at)]:g} at {at}; it must be {expected}")
+
+
+def _merged(down: Sequence[Sequence[tuple[float, float]]], devices: int) -> list[Floats]:
+    """Down times of each device as (k, 2), sorted, without overlaps."""
+    if len(down) not in (0, devices):
+        raise ConfigError(f"bound: down holds {len(down)} devices, expected {devices} (or none)")
+    merged: list[Floats] = []
+    for number, windows in enumerate(down or [()] * devices):
+        union: list[list[float]] = []
+        for begin, end in sorted(windows):
+            if not (np.isfinite(begin) and begin < end):
+                raise ConfigError(f"bound: device {number} is down from {begin} to {end} s; give from < to")
+            if union and begin <= union[-1][1]:
+                union[-1][1] = max(union[-1][1], end)
+            else:
+                union.append([begin, end])
+        merged.append(np.array(union, dtype=np.float64).reshape(-1, 2))
+    return merged
+
+
+def _blocked(instance: Instance, begin: Floats) -> Bools:
+    """(n, m, …) where a job that starts then (n, m, …) would be interrupted, or can't run at all."""
+    blocked = ~np.isfinite(begin)
+    for device, windows in enumerate(instance.down):
+        start = begin[:, device]
+        end = start + instance.seconds[:, device].reshape(-1, *[1] * (start.ndim - 1))
+        for down, up in windows:
+            blocked[:, device] |= (end > down + 2 * _ROUNDING_S) & (start < up - _ROUNDING_S)
+    return blocked
+
+
+def _starts_at_once(instance: Instance) -> Floats:
+    """(n, m) each request at its arrival; inf where it can't run at all."""
+    return np.where(np.isfinite(instance.seconds), instance.arrivals[:, None], np.inf)
+
+
+def _busy(instance: Instance, patience_s: float) -> Bools:
+    """(n,) requests near one that finds no device free, if the fastest free one always takes a request at once."""
+    ends = [[-np.inf] * int(count) for count in instance.slots]
+    possible = ~_blocked(instance, _starts_at_once(instance))
+    order = np.argsort(instance.seconds, axis=1)
+    refused = []
+    for request, now in enumerate(instance.arrivals):
+        for device in order[request]:
+            running = ends[device]
+            slot = min(range(len(running)), key=running.__getitem__)
+            if possible[request, device] and running[slot] <= now:
+                running[slot] = now + instance.seconds[request, device]
+                break
+        else:
+            refused.append(now)
+    finite = instance.seconds[np.isfinite(instance.seconds)]
+    near = patience_s + (float(np.quantile(finite, 0.95)) if finite.size else 0.0)
+    times = np.array([*refused, np.inf])
+    return times[np.searchsorted(times, instance.arrivals - near)] <= instance.arrivals + near
+
+
+def _at_arrivals(instance: Instance, patience_s: float) -> _Starts:
+    """Whoever waits up to its patience surely runs from then to its earliest end; only arrivals are looked at."""
+    n, m = instance.seconds.shape
+    able = np.isfinite(instance.seconds) if patience_s else ~_blocked(instance, _starts_at_once(instance))
+    sure = np.maximum(np.where(able, instance.seconds, 0.0) - patience_s - _ROUNDING_S, 0.0)
+    first = np.searchsorted(instance.arrivals, instance.arrivals)  # of those that arrive together
+    last = np.maximum(np.searchsorted(instance.arrivals, instance.arrivals[:, None] + sure), first[:, None])
+    begin, end = np.empty((n, m)), np.empty((n, m))
+    for device in range(m):
+        # Between two ends nothing leaves, so that the last arrival before the next end stands for all.
+        ending = np.zeros(n + 1, dtype=np.int64)
+        ending[last[:, device]] = 1
+        group = np.cumsum(ending)
+        begin[:, device], end[:, device] = group[first], group[last[:, device]]
+    request, device_of = np.nonzero(able)
+    capacity = np.repeat(instance.slots[:, None], int(end.max()) + 1, axis=1)
+    return _Starts(request, device_of, begin[able], end[able], capacity)
+
+
+def _in_cells(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> _Starts:
+    """Every start at which one end of a job meets an edge of the grid, an end of its patience or of a down time."""
+    edges = _edges(instance, patience_s, width_s, busy)
+    arrivals, seconds = instance.arrivals[:, None], np.maximum(instance.seconds - _ROUNDING_S, _ROUNDING_S)
+    latest = arrivals + patience_s
+    choices = [np.broadcast_to(arrivals, seconds.shape), np.broadcast_to(latest, seconds.shape)]
+    choices += list(_edges_within(edges, arrivals, patience_s, np.zeros_like(seconds)))
+    choices += list(_edges_within(edges, arrivals, patience_s, np.where(np.isfinite(seconds), seconds, 0.0)))
+    for device, windows in enumerate(instance.down):
+        for down, up in windows:
+            for start in (down - seconds[:, device], np.full(len(seconds), up)):
+                choices.append(np.where(np.arange(seconds.shape[1]) == device, start[:, None], np.nan))
+    begin = np.stack(choices, axis=-1)
+    inside = (begin >= arrivals[..., None]) & (begin <= latest[..., None])
+    begin = np.where(inside & np.isfinite(seconds)[..., None], begin, np.inf)
+    able = ~_blocked(instance, begin)
+    request, device_of, _ = np.nonzero(able)
+    begin = begin[able]
+    index = np.arange(edges.size, dtype=np.float64)
+    end = np.interp(begin + seconds[request, device_of], edges, index)
+    up = [np.diff(edges) - _down_in_cells(edges, windows) for windows in instance.down]
+    capacity = instance.slots[:, None] * np.maximum(np.array(up) / np.diff(edges), 0.0)
+    return _Starts(request, device_of, np.interp(begin, edges, index), end, capacity)
+
+
+def _edges(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> Floats:
+    """Edges of cells of one width where busy requests can start, and one long cell over each quiet stretch."""
+    begin, end = instance.arrivals[0], instance.arrivals[-1] + patience_s
+    edges = begin + width_s * np.arange(int(np.ceil((end - begin) / width_s)) + 2)
+    times = np.append(instance.arrivals[busy], np.inf)
+    fine = times[np.searchsorted(times, edges - patience_s - width_s)] <= edges + width_s
+    fine[[0, -1]] = True
+    return np.asarray(edges[fine])
+
+
+def _edges_within(edges: Floats, arrivals: Floats, patience_s: float, seconds: Floats) -> Sequence[Floats]:
+    """Starts (n, m) at which a job has run for `seconds` (n, m) when an edge passes, as many as the patience spans."""
+    first = np.searchsorted(edges, arrivals + seconds)
+    beyond = np.searchsorted(edges, arrivals + seconds + patience_s)
+    steps = range(int((beyond - first).max()))
+    return [edges[np.minimum(first + step, edges.size - 1)] - seconds for step in steps]
+
+
+def _down_in_cells(edges: Floats, windows: Any) -> Floats:
+    """Seconds of each cell in which a device is down."""
+    total = np.zeros(edges.size - 1)
+    for down, up in windows:
+        total += np.maximum(np.minimum(edges[1:], up) - np.maximum(edges[:-1], down), 0.0)
+    return total
+
+
+def _solve(cloud: Floats, starts: _Starts, busy: Bools) -> tuple[float, float]:
+    """The bound, and what the solver's imprecision gives away of it, US dollars."""
+    scale = float(cloud.max())
+    if scale == 0:
+        return 0.0, 0.0
+    paid = cloud / scale
+    prices, value = _prices(paid, starts.only(busy))
+    of_start = _earned(prices, starts.device, starts.end) - _earned(prices, starts.device, starts.begin)
+    cost = float(_cheapest(paid, starts.request, of_start).sum() - (prices * starts.capacity).sum())
+    unable = float(_cheapest(paid, starts.request, np.zeros_like(of_start)).sum())  # at no prices at all
+    cost = max(cost, unable)
+    return cost * scale, max(value - cost, 0.0) * scale
+
+
+def _cheapest(paid: Floats, request: Ints, price: Floats) -> Floats:
+    cheapest = paid.copy()
+    np.minimum.at(cheapest, request, np.maximum(price, 0.0))
+    return cheapest
+
+
+def _earned(prices: Floats, device: Ints, place: Floats) -> Floats:
+    """What a slot of a device earns up to a position (in cells)."""
+    total = np.concatenate([np.zeros((len(prices), 1)), np.cumsum(prices, axis=1)], axis=1)
+    cell = np.minimum(place.astype(np.int64), prices.shape[1] - 1)
+    return np.asarray(total[device, cell] + (place - cell) * prices[device, cell])
+
+
+def _prices(paid: Floats, starts: _Starts) -> tuple[Floats, float]:
+    """Prices (m, cells) of a slot for one cell, 0 or more, by HiGHS's interior point; and the programme's value."""
+    devices, cells = starts.capacity.shape
+    if not starts.request.size:
+        return np.zeros((devices, cells)), 0.0
+    try:
+        import highspy
+    except ImportError:
+        raise ConfigError("bound: highspy is not installed; pip install 'mqttcollab[simulate]'") from None
+    solver = highspy.Highs()
+    for name, setting in _OPTIONS.items():
+        solver.setOptionValue(name, setting)
+    solver.passModel(_programme(highspy, paid, starts))
+    solver.run()
+    solution = solver.getSolution()
+    prices = np.maximum(-np.array(solution.col_dual, dtype=np.float64)[starts.request.size :], 0.0)
+    if prices.size != devices * cells or not np.isfinite(prices).all():
+        reason = solver.modelStatusToString(solver.getModelStatus())
+        raise MqttCollabError(f"bound: HiGHS found no prices ({reason}); try another number of cells")
+    taking_part = np.zeros(paid.size, dtype=np.bool_)
+    taking_part[starts.request] = True
+    value = solver.getInfo().objective_function_value + float(paid[taking_part].sum())
+    return prices.reshape(devices, cells), value
+
+
+def _programme(highspy: Any, paid: Floats, starts: _Starts) -> Any:
+    """Most savings: columns are starts, then slots in use per cell; rows say how that changes, then each request once."""
+    cells, count, n = starts.capacity.shape[1], starts.request.size, paid.size
+    used = starts.capacity.size
+    places, columns = np.arange(used), np.arange(count)
+    entries = [(places, count + places, np.ones(used)), _next_cell(places, count + places, -np.ones(used), cells)]
+    for place, sign in ((starts.begin, -1.0), (starts.end, 1.0)):
+        cell = np.minimum(place.astype(np.int64), cells)
+        part = place - cell
+        inside = cell < cells
+        row = starts.device * cells + cell
+        entries.append((row[inside], columns[inside], sign * (1 - part)[inside]))
+        entries.append(_next_cell(row[inside], columns[inside], sign * part[inside], cells))
+    entries.append((used + starts.request, columns, np.ones(count)))
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = count + used, used + n
+    lp.col_cost_ = np.concatenate([-paid[starts.request], np.zeros(used)])
+    lp.col_lower_ = np.zeros(count + used)
+    lp.col_upper_ = np.concatenate([np.full(count, np.inf), starts.capacity.ravel()])
+    lp.row_lower_ = np.concatenate([np.zeros(used), np.full(n, -np.inf)])
+    lp.row_upper_ = np.concatenate([np.zeros(used), np.ones(n)])
+    matrix = lp.a_matrix_
+    matrix.format_ = highspy.MatrixFormat.kColwise
+    matrix.start_, matrix.index_, matrix.value_ = _by_column(entries, count + used, used + n)
+    return lp
+
+
+_Entries = tuple[Ints, Ints, Floats]  # rows, columns, values
+
+
+def _next_cell(rows: Ints, columns: Ints, values: Floats, cells: int) -> _Entries:
+    """The same one cell later, on the same device."""
+    kept = rows % cells < cells - 1
+    return rows[kept] + 1, columns[kept], values[kept]
+
+
+def _by_column(entries: list[_Entries], columns: int, rows: int) -> tuple[Ints, Ints, Floats]:
+    """Compressed columns; entries of the same place are added up."""
+    key = np.concatenate([column * rows + row for row, column, _ in entries])
+    order = np.argsort(key, kind="stable")
+    key, values = key[order], np.concatenate([value for _, _, value in entries])[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    key, values = key[first], np.add.reduceat(values, first)
+    kept = np.abs(values) > 1e-9
+    key, values = key[kept], values[kept]
+    return np.searchsorted(key, np.arange(columns + 1) * rows), key % rows, values
