@@ -35,6 +35,8 @@ _ROUNDING_S = 1e-7
 """Jobs count as shorter by this, so that rounding never makes two that touch overlap."""
 _MAX_CELLS = 50_000
 """Finer than this the grid costs more than it gives."""
+_CELL_OF_JOB = 0.5
+"""Cells of a device are no finer than this part of its usual job: finer ones cost more than they give."""
 _OPTIONS = {
     "output_flag": False,
     "threads": 1,
@@ -176,26 +178,25 @@ def _merged(down: Sequence[Sequence[tuple[float, float]]], devices: int) -> list
     return merged
 
 
-def _blocked(instance: Instance, begin: Floats) -> Bools:
-    """(n, m, …) where a job that starts then (n, m, …) would be interrupted, or can't run at all."""
-    blocked = ~np.isfinite(begin)
-    for device, windows in enumerate(instance.down):
-        start = begin[:, device]
-        end = start + instance.seconds[:, device].reshape(-1, *[1] * (start.ndim - 1))
-        for down, up in windows:
-            blocked[:, device] |= (end > down + 2 * _ROUNDING_S) & (start < up - _ROUNDING_S)
-    return blocked
+def _possible(instance: Instance, device: int, begin: Floats) -> Bools:
+    """Where a job of each request (n, …) that starts then (n, …) runs to its end."""
+    seconds = instance.seconds[:, device].reshape(-1, *[1] * (begin.ndim - 1))
+    possible = np.isfinite(begin + seconds)
+    for down, up in instance.down[device]:
+        possible &= (begin + seconds <= down + 2 * _ROUNDING_S) | (begin >= up - _ROUNDING_S)
+    return possible
 
 
-def _starts_at_once(instance: Instance) -> Floats:
-    """(n, m) each request at its arrival; inf where it can't run at all."""
-    return np.where(np.isfinite(instance.seconds), instance.arrivals[:, None], np.inf)
+def _possible_at_once(instance: Instance) -> Bools:
+    """(n, m) who can run where at its arrival."""
+    devices = range(instance.slots.size)
+    return np.stack([_possible(instance, device, instance.arrivals) for device in devices], axis=1)
 
 
 def _busy(instance: Instance, patience_s: float) -> Bools:
     """(n,) requests near one that finds no device free, if the fastest free one always takes a request at once."""
     ends = [[-np.inf] * int(count) for count in instance.slots]
-    possible = ~_blocked(instance, _starts_at_once(instance))
+    possible = _possible_at_once(instance)
     order = np.argsort(instance.seconds, axis=1)
     refused = []
     for request, now in enumerate(instance.arrivals):
@@ -216,7 +217,7 @@ def _busy(instance: Instance, patience_s: float) -> Bools:
 def _at_arrivals(instance: Instance, patience_s: float) -> _Starts:
     """Whoever waits up to its patience surely runs from then to its earliest end; only arrivals are looked at."""
     n, m = instance.seconds.shape
-    able = np.isfinite(instance.seconds) if patience_s else ~_blocked(instance, _starts_at_once(instance))
+    able = np.isfinite(instance.seconds) if patience_s else _possible_at_once(instance)
     sure = np.maximum(np.where(able, instance.seconds, 0.0) - patience_s - _ROUNDING_S, 0.0)
     first = np.searchsorted(instance.arrivals, instance.arrivals)  # of those that arrive together
     last = np.maximum(np.searchsorted(instance.arrivals, instance.arrivals[:, None] + sure), first[:, None])
@@ -233,28 +234,25 @@ def _at_arrivals(instance: Instance, patience_s: float) -> _Starts:
 
 
 def _in_cells(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> _Starts:
-    """Every start at which one end of a job meets an edge of the grid, an end of its patience or of a down time."""
-    edges = _edges(instance, patience_s, width_s, busy)
-    arrivals, seconds = instance.arrivals[:, None], np.maximum(instance.seconds - _ROUNDING_S, _ROUNDING_S)
-    latest = arrivals + patience_s
-    choices = [np.broadcast_to(arrivals, seconds.shape), np.broadcast_to(latest, seconds.shape)]
-    choices += list(_edges_within(edges, arrivals, patience_s, np.zeros_like(seconds)))
-    choices += list(_edges_within(edges, arrivals, patience_s, np.where(np.isfinite(seconds), seconds, 0.0)))
-    for device, windows in enumerate(instance.down):
-        for down, up in windows:
-            for start in (down - seconds[:, device], np.full(len(seconds), up)):
-                choices.append(np.where(np.arange(seconds.shape[1]) == device, start[:, None], np.nan))
-    begin = np.stack(choices, axis=-1)
-    inside = (begin >= arrivals[..., None]) & (begin <= latest[..., None])
-    begin = np.where(inside & np.isfinite(seconds)[..., None], begin, np.inf)
-    able = ~_blocked(instance, begin)
-    request, device_of, _ = np.nonzero(able)
-    begin = begin[able]
-    index = np.arange(edges.size, dtype=np.float64)
-    end = np.interp(begin + seconds[request, device_of], edges, index)
-    up = [np.diff(edges) - _down_in_cells(edges, windows) for windows in instance.down]
-    capacity = instance.slots[:, None] * np.maximum(np.array(up) / np.diff(edges), 0.0)
-    return _Starts(request, device_of, np.interp(begin, edges, index), end, capacity)
+    """A grid for each device; a device with long jobs makes do with wider cells, up to the patience."""
+    parts = []
+    for device, slots in enumerate(instance.slots):
+        finite = instance.seconds[np.isfinite(instance.seconds[:, device]), device]
+        usual = float(np.median(finite)) if finite.size else patience_s
+        edges = _edges(instance, patience_s, min(max(width_s, _CELL_OF_JOB * usual), patience_s), busy)
+        begin = _choices(instance, device, patience_s, edges)
+        request, choice = np.nonzero(_possible(instance, device, begin))
+        start = begin[request, choice]
+        end = start + instance.seconds[request, device] - _ROUNDING_S
+        index = np.arange(edges.size, dtype=np.float64)
+        up = 1 - _down_in_cells(edges, instance.down[device]) / np.diff(edges)
+        parts.append((request, np.interp(start, edges, index), np.interp(end, edges, index), slots * np.maximum(up, 0.0)))
+    capacity = np.repeat(instance.slots[:, None], max(part[3].size for part in parts), axis=1)
+    for device, part in enumerate(parts):
+        capacity[device, : part[3].size] = part[3]
+    device_of = np.repeat(np.arange(len(parts)), [part[0].size for part in parts])
+    request, begin, end = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    return _Starts(request, device_of, begin, end, capacity)
 
 
 def _edges(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> Floats:
@@ -267,12 +265,20 @@ def _edges(instance: Instance, patience_s: float, width_s: float, busy: Bools) -
     return np.asarray(edges[fine])
 
 
-def _edges_within(edges: Floats, arrivals: Floats, patience_s: float, seconds: Floats) -> Sequence[Floats]:
-    """Starts (n, m) at which a job has run for `seconds` (n, m) when an edge passes, as many as the patience spans."""
-    first = np.searchsorted(edges, arrivals + seconds)
-    beyond = np.searchsorted(edges, arrivals + seconds + patience_s)
-    steps = range(int((beyond - first).max()))
-    return [edges[np.minimum(first + step, edges.size - 1)] - seconds for step in steps]
+def _choices(instance: Instance, device: int, patience_s: float, edges: Floats) -> Floats:
+    """(n, choices) starts at which an end of a job meets an edge, or of its patience or a down time; NaN: no choice."""
+    arrivals, seconds = instance.arrivals, np.maximum(instance.seconds[:, device] - _ROUNDING_S, 0.0)
+    choices = [arrivals, arrivals + patience_s]
+    for run in (np.zeros_like(seconds), np.where(np.isfinite(seconds), seconds, 0.0)):
+        first = np.searchsorted(edges, arrivals + run)
+        beyond = np.searchsorted(edges, arrivals + run + patience_s)
+        steps = range(int((beyond - first).max()))
+        choices += [edges[np.minimum(first + step, edges.size - 1)] - run for step in steps]
+    for down, up in instance.down[device]:
+        choices += [down - seconds, np.full_like(seconds, up)]
+    begin = np.stack(choices, axis=1)
+    inside = (begin >= arrivals[:, None]) & (begin <= arrivals[:, None] + patience_s)
+    return np.where(inside, begin, np.nan)
 
 
 def _down_in_cells(edges: Floats, windows: Any) -> Floats:
