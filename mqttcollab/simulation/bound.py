@@ -1,18 +1,18 @@
 """The least that any schedule can pay the cloud, clairvoyant or not: a linear programme that knows the future.
 
-A request either runs on one slot of one device, without interruption and started within its patience, or goes to the
-cloud at its price. Three steps, each of which can only lower the result, make the bound:
+A request either runs in one slot of one device, without interruption and started within its patience, or goes to the
+cloud at its price. Each of the three steps to the bound can only lower it:
 
 1. Relaxation. A request may be split among devices and starts. With patience 0 what runs at each arrival must fit the
    slots (interval packing: Arkin and Silverberg, Discrete Applied Mathematics 18, 1987). With patience, time is cut
-   into cells, and the work inside a cell must fit the slots for its length (time-indexed relaxation: Dyer and Wolsey,
-   Discrete Applied Mathematics 26, 1990). Starts are not rounded: the work that a job puts into each cell is linear in
-   its start between two starts at which an end of it meets an edge, so that a mix of those two starts has the same work.
-2. Quiet hours. The programme holds only requests that arrive near one which the fastest free device could not have
-   taken; dropping a request drops what it would have paid.
-3. Prices. Of the solver's answer only the prices of the slots over time are used, made non-negative. For any prices,
-   sum over requests of min(cloud, cheapest start) - what all slots earn <= optimum (weak duality), over all requests and
-   in numpy: a solver that stops early or is imprecise lowers the bound, and can't make it wrong.
+   into cells, and the work inside a cell must fit the slots times its length (time-indexed relaxation: Dyer and Wolsey,
+   Discrete Applied Mathematics 26, 1990). Starts are not rounded: between two starts at which an end of the job meets
+   an edge, the work in each cell is linear in the start, so that a mix of the two stands for all between them.
+2. Quiet hours. The programme holds only requests that arrive near one for which the fastest-free policy has no device;
+   a request that is left out can pay nothing in it.
+3. Prices. Of the solver's answer only the prices of slots over time are used, and made non-negative. For any such
+   prices the sum over all requests of min(cloud, cheapest start), less what all slots earn, is at most the optimum
+   (weak duality). It is summed in numpy: a solver that is imprecise or stops early lowers it, and can't make it wrong.
 """
 
 from __future__ import annotations
@@ -23,30 +23,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mqttcollab.errors import ConfigError, MqttCollabError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from mqttcollab.errors import ConfigError
+from mqttcollab.simulation.programme import Bools, Floats, Ints, Starts, solve
 
 _ROUNDING_S = 1e-7
 """Jobs count as shorter by this, so that rounding never makes two that touch overlap."""
-_MAX_CELLS = 50_000
-"""Finer than this the grid costs more than it gives."""
+_SHORT_PATIENCE = 0.06
+"""A patience below this part of the usual job: waiting hardly matters, and points are tighter than cells."""
 _CELL_OF_JOB = 0.5
 """Cells of a device are no finer than this part of its usual job: finer ones cost more than they give."""
-_OPTIONS = {
-    "output_flag": False,
-    "threads": 1,
-    "solver": "ipx",
-    "run_crossover": "off",
-    "ipm_optimality_tolerance": 1e-4,  # what it misses is a ten-thousandth, and taken off the bound
-}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Instance:
     """What happened in one run, all of it known.
 
@@ -84,6 +73,7 @@ class Instance:
         _refuse(
             "slots", self.slots, ~((self.slots >= 1) & (self.slots == np.floor(self.slots))), "a whole number from 1"
         )
+        object.__setattr__(self, "slots", self.slots.astype(np.int64))
         object.__setattr__(self, "down", _merged(self.down, m))
 
 
@@ -103,28 +93,13 @@ class Bound(NamedTuple):
     requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Starts:
-    """Ways to run a request: from one position to another on the time axis of a device, in cells."""
-
-    request: Ints
-    device: Ints
-    begin: Floats
-    end: Floats
-    capacity: Floats  # (m, cells) slots
-
-    def only(self, requests: Bools) -> _Starts:
-        kept = requests[self.request]
-        return _Starts(self.request[kept], self.device[kept], self.begin[kept], self.end[kept], self.capacity)
-
-
 def lower_bound(instance: Instance, patience_s: float = 0.0, *, cells: int = 4) -> Bound:
     """A cost in the cloud, US dollars, below which no schedule of this instance can come (see the module).
 
     Args:
         instance: arrivals, prices, run times and the fleet.
         patience_s: seconds after its arrival within which a request must start; 0: at once.
-        cells: grid cells for one patience; more are tighter (1, 2, 4, 8 give away some 2, 1, 0.3 and 0.1 %) and slower.
+        cells: grid cells for one patience; more are tighter and slower (4 give away some 0.5 %).
 
     Raises:
         ConfigError: a patience that is not 0 or more, cells below 1, or no highspy.
@@ -138,12 +113,11 @@ def lower_bound(instance: Instance, patience_s: float = 0.0, *, cells: int = 4) 
     if not instance.arrivals.size:
         return Bound(0.0, 0.0, 0.0, 0)
     busy = _busy(instance, patience_s)
-    span = instance.arrivals[-1] - instance.arrivals[0] + patience_s
-    if patience_s == 0 or patience_s * _MAX_CELLS < span * cells:
+    if patience_s <= _SHORT_PATIENCE * _usual(instance.seconds):
         starts = _at_arrivals(instance, patience_s)
     else:
         starts = _in_cells(instance, patience_s, patience_s / cells, busy)
-    cost, gap = _solve(instance.cloud_usd, starts, busy)
+    cost, gap = solve(instance.cloud_usd, starts, busy)
     return Bound(cost, gap, time.perf_counter() - began, int(busy.sum()))
 
 
@@ -154,7 +128,7 @@ def _numbers(name: str, values: object) -> Floats:
         raise ConfigError(f"bound: {name} holds something that is not a number; give an array of numbers") from None
 
 
-def _refuse(name: str, values: Floats, wrong: Bools, expected: str) -> None:
+def _refuse(name: str, values: Floats | Ints, wrong: Bools, expected: str) -> None:
     if wrong.any():
         at = [int(k) for k in np.argwhere(wrong)[0]]
         raise ConfigError(f"bound: {name} holds {values[tuple(at)]:g} at {at}; it must be {expected}")
@@ -176,6 +150,12 @@ def _merged(down: Sequence[Sequence[tuple[float, float]]], devices: int) -> list
                 union.append([begin, end])
         merged.append(np.array(union, dtype=np.float64).reshape(-1, 2))
     return merged
+
+
+def _usual(seconds: Floats, part: float = 0.5) -> float:
+    """Quantile of the run times that are possible, s; 0 without any."""
+    finite = seconds[np.isfinite(seconds)]
+    return float(np.quantile(finite, part)) if finite.size else 0.0
 
 
 def _possible(instance: Instance, device: int, begin: Floats) -> Bools:
@@ -208,13 +188,12 @@ def _busy(instance: Instance, patience_s: float) -> Bools:
                 break
         else:
             refused.append(now)
-    finite = instance.seconds[np.isfinite(instance.seconds)]
-    near = patience_s + (float(np.quantile(finite, 0.95)) if finite.size else 0.0)
+    near = patience_s + _usual(instance.seconds, 0.95)
     times = np.array([*refused, np.inf])
     return times[np.searchsorted(times, instance.arrivals - near)] <= instance.arrivals + near
 
 
-def _at_arrivals(instance: Instance, patience_s: float) -> _Starts:
+def _at_arrivals(instance: Instance, patience_s: float) -> Starts:
     """Whoever waits up to its patience surely runs from then to its earliest end; only arrivals are looked at."""
     n, m = instance.seconds.shape
     able = np.isfinite(instance.seconds) if patience_s else _possible_at_once(instance)
@@ -229,30 +208,31 @@ def _at_arrivals(instance: Instance, patience_s: float) -> _Starts:
         group = np.cumsum(ending)
         begin[:, device], end[:, device] = group[first], group[last[:, device]]
     request, device_of = np.nonzero(able)
-    capacity = np.repeat(instance.slots[:, None], int(end.max()) + 1, axis=1)
-    return _Starts(request, device_of, begin[able], end[able], capacity)
+    capacity = np.repeat(instance.slots[:, None].astype(np.float64), int(end.max()) + 1, axis=1)
+    return Starts(request, device_of, begin[able], end[able], capacity)
 
 
-def _in_cells(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> _Starts:
+def _in_cells(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> Starts:
     """A grid for each device; a device with long jobs makes do with wider cells, up to the patience."""
     parts = []
     for device, slots in enumerate(instance.slots):
-        finite = instance.seconds[np.isfinite(instance.seconds[:, device]), device]
-        usual = float(np.median(finite)) if finite.size else patience_s
-        edges = _edges(instance, patience_s, min(max(width_s, _CELL_OF_JOB * usual), patience_s), busy)
+        width = min(max(width_s, _CELL_OF_JOB * _usual(instance.seconds[:, device])), patience_s)
+        edges = _edges(instance, patience_s, width, busy)
         begin = _choices(instance, device, patience_s, edges)
         request, choice = np.nonzero(_possible(instance, device, begin))
         start = begin[request, choice]
         end = start + instance.seconds[request, device] - _ROUNDING_S
         index = np.arange(edges.size, dtype=np.float64)
         up = 1 - _down_in_cells(edges, instance.down[device]) / np.diff(edges)
-        parts.append((request, np.interp(start, edges, index), np.interp(end, edges, index), slots * np.maximum(up, 0.0)))
-    capacity = np.repeat(instance.slots[:, None], max(part[3].size for part in parts), axis=1)
+        parts.append(
+            (request, np.interp(start, edges, index), np.interp(end, edges, index), slots * np.maximum(up, 0.0))
+        )
+    capacity = np.repeat(instance.slots[:, None].astype(np.float64), max(part[3].size for part in parts), axis=1)
     for device, part in enumerate(parts):
         capacity[device, : part[3].size] = part[3]
     device_of = np.repeat(np.arange(len(parts)), [part[0].size for part in parts])
     request, begin, end = (np.concatenate([part[k] for part in parts]) for k in range(3))
-    return _Starts(request, device_of, begin, end, capacity)
+    return Starts(request, device_of, begin, end, capacity)
 
 
 def _edges(instance: Instance, patience_s: float, width_s: float, busy: Bools) -> Floats:
@@ -287,103 +267,3 @@ def _down_in_cells(edges: Floats, windows: Any) -> Floats:
     for down, up in windows:
         total += np.maximum(np.minimum(edges[1:], up) - np.maximum(edges[:-1], down), 0.0)
     return total
-
-
-def _solve(cloud: Floats, starts: _Starts, busy: Bools) -> tuple[float, float]:
-    """The bound, and what the solver's imprecision gives away of it, US dollars."""
-    scale = float(cloud.max())
-    if scale == 0:
-        return 0.0, 0.0
-    paid = cloud / scale
-    prices, value = _prices(paid, starts.only(busy))
-    of_start = _earned(prices, starts.device, starts.end) - _earned(prices, starts.device, starts.begin)
-    cost = float(_cheapest(paid, starts.request, of_start).sum() - (prices * starts.capacity).sum())
-    unable = float(_cheapest(paid, starts.request, np.zeros_like(of_start)).sum())  # at no prices at all
-    cost = max(cost, unable)
-    return cost * scale, max(value - cost, 0.0) * scale
-
-
-def _cheapest(paid: Floats, request: Ints, price: Floats) -> Floats:
-    cheapest = paid.copy()
-    np.minimum.at(cheapest, request, np.maximum(price, 0.0))
-    return cheapest
-
-
-def _earned(prices: Floats, device: Ints, place: Floats) -> Floats:
-    """What a slot of a device earns up to a position (in cells)."""
-    total = np.concatenate([np.zeros((len(prices), 1)), np.cumsum(prices, axis=1)], axis=1)
-    cell = np.minimum(place.astype(np.int64), prices.shape[1] - 1)
-    return np.asarray(total[device, cell] + (place - cell) * prices[device, cell])
-
-
-def _prices(paid: Floats, starts: _Starts) -> tuple[Floats, float]:
-    """Prices (m, cells) of a slot for one cell, 0 or more, by HiGHS's interior point; and the programme's value."""
-    devices, cells = starts.capacity.shape
-    if not starts.request.size:
-        return np.zeros((devices, cells)), 0.0
-    try:
-        import highspy
-    except ImportError:
-        raise ConfigError("bound: highspy is not installed; pip install 'mqttcollab[simulate]'") from None
-    solver = highspy.Highs()
-    for name, setting in _OPTIONS.items():
-        solver.setOptionValue(name, setting)
-    solver.passModel(_programme(highspy, paid, starts))
-    solver.run()
-    solution = solver.getSolution()
-    prices = np.maximum(-np.array(solution.col_dual, dtype=np.float64)[starts.request.size :], 0.0)
-    if prices.size != devices * cells or not np.isfinite(prices).all():
-        reason = solver.modelStatusToString(solver.getModelStatus())
-        raise MqttCollabError(f"bound: HiGHS found no prices ({reason}); try another number of cells")
-    taking_part = np.zeros(paid.size, dtype=np.bool_)
-    taking_part[starts.request] = True
-    value = solver.getInfo().objective_function_value + float(paid[taking_part].sum())
-    return prices.reshape(devices, cells), value
-
-
-def _programme(highspy: Any, paid: Floats, starts: _Starts) -> Any:
-    """Most savings: columns are starts, then slots in use per cell; rows say how that changes, then each request once."""
-    cells, count, n = starts.capacity.shape[1], starts.request.size, paid.size
-    used = starts.capacity.size
-    places, columns = np.arange(used), np.arange(count)
-    entries = [(places, count + places, np.ones(used)), _next_cell(places, count + places, -np.ones(used), cells)]
-    for place, sign in ((starts.begin, -1.0), (starts.end, 1.0)):
-        cell = np.minimum(place.astype(np.int64), cells)
-        part = place - cell
-        inside = cell < cells
-        row = starts.device * cells + cell
-        entries.append((row[inside], columns[inside], sign * (1 - part)[inside]))
-        entries.append(_next_cell(row[inside], columns[inside], sign * part[inside], cells))
-    entries.append((used + starts.request, columns, np.ones(count)))
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = count + used, used + n
-    lp.col_cost_ = np.concatenate([-paid[starts.request], np.zeros(used)])
-    lp.col_lower_ = np.zeros(count + used)
-    lp.col_upper_ = np.concatenate([np.full(count, np.inf), starts.capacity.ravel()])
-    lp.row_lower_ = np.concatenate([np.zeros(used), np.full(n, -np.inf)])
-    lp.row_upper_ = np.concatenate([np.zeros(used), np.ones(n)])
-    matrix = lp.a_matrix_
-    matrix.format_ = highspy.MatrixFormat.kColwise
-    matrix.start_, matrix.index_, matrix.value_ = _by_column(entries, count + used, used + n)
-    return lp
-
-
-_Entries = tuple[Ints, Ints, Floats]  # rows, columns, values
-
-
-def _next_cell(rows: Ints, columns: Ints, values: Floats, cells: int) -> _Entries:
-    """The same one cell later, on the same device."""
-    kept = rows % cells < cells - 1
-    return rows[kept] + 1, columns[kept], values[kept]
-
-
-def _by_column(entries: list[_Entries], columns: int, rows: int) -> tuple[Ints, Ints, Floats]:
-    """Compressed columns; entries of the same place are added up."""
-    key = np.concatenate([column * rows + row for row, column, _ in entries])
-    order = np.argsort(key, kind="stable")
-    key, values = key[order], np.concatenate([value for _, _, value in entries])[order]
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    key, values = key[first], np.add.reduceat(values, first)
-    kept = np.abs(values) > 1e-9
-    key, values = key[kept], values[kept]
-    return np.searchsorted(key, np.arange(columns + 1) * rows), key % rows, values
