@@ -34,8 +34,8 @@ def optimum(instance: Instance, patience_s: float) -> float:
         best = least(slot + 1, -np.inf, left)
         for request in left:
             begin = start(request, slots[slot], free)
-            if begin <= instance.arrivals[request] + patience_s:
-                end = begin + instance.seconds[request, slots[slot]]
+            end = begin + instance.seconds[request, slots[slot]]
+            if begin <= instance.arrivals[request] + patience_s and np.isfinite(end):
                 best = min(best, least(slot, end, left - {request}))
         return best
 
@@ -56,7 +56,7 @@ def tiny(seed: int, *, whole: bool = False) -> Instance:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize(("patience_s", "near"), [(0.0, 0.98), (0.1, 0.9), (0.5, 0.9), (2.0, 0.8), (7.0, 0.5)])
+@pytest.mark.parametrize(("patience_s", "near"), [(0.0, 0.95), (0.1, 0.9), (0.5, 0.95), (2.0, 0.9), (7.0, 0.85)])
 def test_never_above_the_optimum_and_near_it(patience_s: float, near: float, whole: bool) -> None:
     bounds, optima = [], []
     for seed in range(100):
@@ -73,7 +73,6 @@ def test_a_solver_that_stops_early_lowers_the_bound_and_never_makes_it_wrong(
 ) -> None:
     exact = [lower_bound(tiny(seed), patience_s).cost_usd for seed in range(40)]
     monkeypatch.setitem(programme._OPTIONS, "ipm_iteration_limit", 1)
-    monkeypatch.setitem(programme._OPTIONS, "presolve", "off")
     early = [lower_bound(tiny(seed), patience_s) for seed in range(40)]
     assert all(bound.cost_usd <= optimum(tiny(seed), patience_s) + 1e-6 for seed, bound in enumerate(early))
     assert sum(bound.cost_usd for bound in early) < sum(exact)
@@ -176,4 +175,4 @@ def test_a_patience_that_is_not_possible_is_refused(patience_s: float, cells: in
 def test_without_highspy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(ConfigError, match=r"mqttcollab\[simulate\]"):
-        lower_bound(tiny(1), 1.0)
+        lower_bound(Instance(**{**FINE, "arrivals": [0, 0]}))

@@ -70,9 +70,8 @@ class Instance:
         _refuse("arrivals", self.arrivals[1:], np.diff(self.arrivals) < 0, "not before the one ahead of it: sort them")
         _refuse("cloud_usd", self.cloud_usd, ~(np.isfinite(self.cloud_usd) & (self.cloud_usd >= 0)), "0 or more")
         _refuse("seconds", self.seconds, ~(self.seconds > 0), "more than 0 (inf where a request can't run)")
-        _refuse(
-            "slots", self.slots, ~((self.slots >= 1) & (self.slots == np.floor(self.slots))), "a whole number from 1"
-        )
+        whole = np.isfinite(self.slots) & (self.slots == np.floor(self.slots))
+        _refuse("slots", self.slots, ~(whole & (self.slots >= 1)), "a whole number from 1")
         object.__setattr__(self, "slots", self.slots.astype(np.int64))
         object.__setattr__(self, "down", _merged(self.down, m))
 
@@ -167,16 +166,21 @@ def _possible(instance: Instance, device: int, begin: Floats) -> Bools:
     return possible
 
 
-def _possible_at_once(instance: Instance) -> Bools:
-    """(n, m) who can run where at its arrival."""
-    devices = range(instance.slots.size)
-    return np.stack([_possible(instance, device, instance.arrivals) for device in devices], axis=1)
+def _able(instance: Instance, patience_s: float) -> Bools:
+    """(n, m) who can run where within its patience, were nobody else there."""
+    able = np.empty(instance.seconds.shape, dtype=np.bool_)
+    for device, windows in enumerate(instance.down):
+        seconds, begin = instance.seconds[:, device], instance.arrivals
+        for down, up in windows:
+            begin = np.where((begin + seconds > down + 2 * _ROUNDING_S) & (begin < up - _ROUNDING_S), up, begin)
+        able[:, device] = np.isfinite(seconds) & (begin <= instance.arrivals + patience_s + _ROUNDING_S)
+    return able
 
 
 def _busy(instance: Instance, patience_s: float) -> Bools:
     """(n,) requests near one that finds no device free, if the fastest free one always takes a request at once."""
     ends = [[-np.inf] * int(count) for count in instance.slots]
-    possible = _possible_at_once(instance)
+    possible = _able(instance, 0.0)
     order = np.argsort(instance.seconds, axis=1)
     refused = []
     for request, now in enumerate(instance.arrivals):
@@ -196,7 +200,7 @@ def _busy(instance: Instance, patience_s: float) -> Bools:
 def _at_arrivals(instance: Instance, patience_s: float) -> Starts:
     """Whoever waits up to its patience surely runs from then to its earliest end; only arrivals are looked at."""
     n, m = instance.seconds.shape
-    able = np.isfinite(instance.seconds) if patience_s else _possible_at_once(instance)
+    able = _able(instance, patience_s)
     sure = np.maximum(np.where(able, instance.seconds, 0.0) - patience_s - _ROUNDING_S, 0.0)
     first = np.searchsorted(instance.arrivals, instance.arrivals)  # of those that arrive together
     last = np.maximum(np.searchsorted(instance.arrivals, instance.arrivals[:, None] + sure), first[:, None])
