@@ -90,7 +90,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Result:
-    """What came of it; latencies in seconds, of everything that was answered."""
+    """What came of it; latencies in seconds, of everything that was answered; when the last of it was done with."""
 
     processed: int = 0
     rejected: int = 0
@@ -98,6 +98,7 @@ class Result:
     refused: int = 0
     cloud_cost_usd: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    ended_s: float = 0.0
     busy_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -245,6 +246,7 @@ class Simulation:
 
     def _done(self, job: _Job, time: float) -> None:
         self.result.latencies.append(time - job.arrival.time)
+        self.result.ended_s = max(self.result.ended_s, time)
         self._close(job)
 
     def _close(self, job: _Job) -> None:
