@@ -36,7 +36,9 @@ class AgentOptions:
     """What an agent can be told beside its name.
 
     Attributes:
-        heartbeat_s: seconds between load reports; three missed ones and the agent counts as gone.
+        heartbeat_s: seconds between load reports at the most; three missed ones and the agent counts as gone.
+        report_s: the least pause, in seconds, between load reports where requests come and go; the heartbeat apart,
+            they are sent when the number of those running or waiting has changed.
         queue_size: requests that wait per service; one more is answered `busy`.
         grace_s: seconds that requests under way get when the agent stops.
         limit: the largest payload taken and sent, in bytes.
@@ -49,6 +51,7 @@ class AgentOptions:
     """
 
     heartbeat_s: float = 10.0
+    report_s: float = 0.5
     queue_size: int = 32
     grace_s: float = 5.0
     limit: int = MAX_PAYLOAD
@@ -61,8 +64,9 @@ class AgentOptions:
     def __post_init__(self) -> None:
         if self.heartbeat_s <= 0:
             raise ConfigError(f"heartbeat_s is {self.heartbeat_s:g}; it is in seconds and over 0")
-        if self.update_s < 0:
-            raise ConfigError(f"update_s is {self.update_s:g}; it is in seconds and not under 0")
+        for name, value in (("update_s", self.update_s), ("report_s", self.report_s)):
+            if not value >= 0:
+                raise ConfigError(f"{name} is {value:g}; it is in seconds and not under 0")
 
 
 class _Condition:

@@ -50,7 +50,8 @@ class Life:
             )
         self.presence.transport = self.transport
         self.requester = Requester(self.transport, agent.name, options.limit)
-        self.responder = Responder(self.transport, agent.name, options.limit)
+        self._changed = asyncio.Event()
+        self.responder = Responder(self.transport, agent.name, options.limit, on_load=self._changed.set)
         self.registry = Registry(self.transport, agent.embedder)
         self.peers = Peers(self.requester, self.registry, options.match_threshold)
         self.senses = Senses(self.transport, agent.name, agent.place, agent.embedder, options.vectors)
@@ -96,7 +97,7 @@ class Life:
     async def _serve(self, undo: contextlib.AsyncExitStack) -> None:
         if self._agent.options.visible:
             await self.presence.until(self.presence.announce())
-            self._repeat(self._agent.options.heartbeat_s, self._report_load)
+            self._spawn(self._report_loads())
         for seconds, work in self._agent.repeated:
             self._repeat(seconds, work)
         undo.push_async_callback(self._end_tasks)
@@ -109,12 +110,31 @@ class Life:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _report_loads(self) -> None:
+        """Each heartbeat, and soon after a change; one after the other, so that the last one is the latest state."""
+        options = self._agent.options
+        while not self.presence.over.done():
+            reported = self._under_way()
+            await self._try(self._report_load)
+            await asyncio.sleep(min(options.report_s, options.heartbeat_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(options.heartbeat_s - options.report_s):
+                    while self._under_way() == reported:
+                        self._changed.clear()
+                        await self._changed.wait()
+
+    def _under_way(self) -> tuple[int, int]:
+        """Requests running and waiting."""
+        stats = [entry.stats for entry in self.responder.services.values()]
+        return sum(s.running for s in stats), sum(s.queued for s in stats)
+
     async def _report_load(self) -> None:
         stats = [entry.stats for entry in self.responder.services.values()]
+        running, queued = self._under_way()
         load = Load(
             agent=self._agent.name,
-            running=sum(s.running for s in stats),
-            queued=sum(s.queued for s in stats),
+            running=running,
+            queued=queued,
             slots=max(1, sum(s.slots for s in stats)),
             completed=sum(s.completed for s in stats),
             failed=sum(s.failed for s in stats),
@@ -131,18 +151,20 @@ class Life:
         await self.transport.publish(typed(agent_topic(self._agent.name, "load"), load, retain=True, qos=0))
 
     def _repeat(self, seconds: float, work: Repeated) -> None:
-        name = self._agent.name
-
         async def run() -> None:
             while not self.presence.over.done():
-                try:
-                    await work()
-                except Exception as error:
-                    trace = None if isinstance(error, MqttCollabError) else error
-                    _log.error("@%s: %s failed: %s", name, getattr(work, "__name__", work), error, exc_info=trace)
+                await self._try(work)
                 await asyncio.sleep(seconds)
 
         self._spawn(run())
+
+    async def _try(self, work: Repeated) -> None:
+        try:
+            await work()
+        except Exception as error:
+            trace = None if isinstance(error, MqttCollabError) else error
+            name = getattr(work, "__name__", work)
+            _log.error("@%s: %s failed: %s", self._agent.name, name, error, exc_info=trace)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

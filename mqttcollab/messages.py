@@ -216,7 +216,11 @@ class Step(Part):
 
 
 class Request(Message):
-    """A question to a service. `ttl_ms` counts from its receipt; past it nobody works on it."""
+    """A question to a service.
+
+    `ttl_ms` counts from its receipt; past it nobody works on it. `max_wait_ms` is the longest that it may wait in the
+    agent's queue; 0: `busy` at once unless a slot is free.
+    """
 
     spelled_out = ("ttl_ms",)
 
@@ -224,6 +228,7 @@ class Request(Message):
     id: RequestId
     reply_to: ReplyTopic
     ttl_ms: Annotated[int, Field(ge=1, le=MAX_TTL_MS)] = 30_000
+    max_wait_ms: Count | None = None
     service: ServiceName | None = None
     input: str | Plain
     context: list[ContextItem] = Field(default_factory=list)

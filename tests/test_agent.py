@@ -289,6 +289,7 @@ class Nameless(Service):
         (lambda: Agent("a").every(0), "over 0"),
         (lambda: Agent("a").describe_model("a model", size=1), "topic level"),
         (lambda: AgentOptions(heartbeat_s=0), "over 0"),
+        (lambda: AgentOptions(report_s=-1), "report_s is -1; it is in seconds and not under 0"),
         (lambda: setattr(Agent("a"), "battery", 55), "battery is 55.*from 0 to 1"),
         (lambda: setattr(Agent("a"), "link", math.nan), "link is nan"),
     ],
@@ -536,6 +537,89 @@ async def test_busy_says_when_to_come_back_and_the_load_shows_it(setup: Setup) -
         assert (load().battery, load().thermal, load().heartbeat_s) == (0.8, 0.5, 0.05)
         assert load().time_ms
         assert "JSON" in (load().last_rejection or "")
+
+
+async def test_a_change_of_load_is_reported_long_before_the_heartbeat(setup: Setup) -> None:
+    agent, gate = Agent("a", options=AgentOptions(heartbeat_s=60, report_s=0.05)), asyncio.Event()
+
+    @agent.service(ECHO, concurrency=2)
+    async def wait(request: Request) -> str:
+        await gate.wait()
+        return "ok"
+
+    watcher = await Watcher().watch(await setup.connected("watcher"), "slm/agents/@a/load")
+
+    def load() -> tuple[int, int, int]:
+        payload = watcher.last.get("slm/agents/@a/load")
+        report = decode(Load, payload) if payload else Load(agent="a", slots=9)
+        return report.running, report.queued, report.slots
+
+    async with together(setup, agent) as asker:
+        await watcher.until(lambda: load() == (0, 0, 2))
+        asks = [asyncio.create_task(asker.ask("?", service=ECHO, agent="a")) for _ in range(3)]
+        await watcher.until(lambda: load() == (2, 1, 2))
+        gate.set()
+        await asyncio.gather(*asks)
+        await watcher.until(lambda: load() == (0, 0, 2))
+    await watcher.until(lambda: watcher.last["slm/agents/@a/load"] == b"")
+
+
+async def test_a_burst_is_reported_a_few_times_and_its_end_for_sure(memory_broker: MemoryBroker) -> None:
+    agent = Agent("a", options=AgentOptions(heartbeat_s=60, report_s=0.2))
+
+    @agent.service(ECHO)
+    async def work(request: Request) -> str:
+        await asyncio.sleep(0.002)
+        return "ok"
+
+    watcher = Watcher()
+    async with together(memory_broker, agent) as asker:
+        await watcher.watch(asker.transport, "slm/agents/@a/load")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for _ in range(100):
+            await asker.ask("?", service=ECHO, agent="a")
+        took = loop.time() - started
+
+        def load() -> Load:
+            return decode(Load, watcher.seen[-1].payload)
+
+        await watcher.until(lambda: watcher.seen and (load().running, load().queued, load().completed) == (0, 0, 100))
+        assert len(watcher.seen) <= 3 + took / 0.2  # what was retained, one at once, one per pause, one at the end
+    assert agent.options.report_s < took, "the burst was too short to tell"
+
+
+async def test_what_is_over_before_it_could_be_told_is_not_reported(memory_broker: MemoryBroker) -> None:
+    watcher = Watcher()
+    async with together(memory_broker, echo_agent("a", heartbeat_s=60, report_s=0)) as asker:
+        await eventually(lambda: "slm/agents/@a/load" in memory_broker.retained)
+        await asyncio.sleep(0.01)  # the agent is at rest
+        await watcher.watch(asker.transport, "slm/agents/@a/load")
+        for _ in range(20):
+            await asker.ask("?", service=ECHO, agent="a")
+        await asyncio.sleep(0.05)
+        assert len(watcher.seen) == 1  # what was retained
+
+
+async def test_nothing_is_reported_while_an_agent_stops(memory_broker: MemoryBroker) -> None:
+    agent, begun = Agent("a", options=AgentOptions(heartbeat_s=60, report_s=0, grace_s=0.2)), asyncio.Event()
+
+    @agent.service(ECHO)
+    async def never(request: Request) -> str:
+        begun.set()
+        return await asyncio.Future()
+
+    async with client().running(on(memory_broker)) as asker:
+        watcher = await Watcher().watch(asker.transport, "slm/agents/@a/load")
+        async with agent.running(on(memory_broker)):
+            asking = asyncio.create_task(asker.ask("?", service=ECHO, agent="a"))
+            await begun.wait()
+            await watcher.until(lambda: b'"running":1' in watcher.seen[-1].payload)
+        with pytest.raises(RequestError, match="stopped before it was done"):
+            await asking
+        await watcher.until(lambda: watcher.seen[-1].payload == b"")
+        assert [b'"running":1' in message.payload for message in watcher.seen[-2:]] == [True, False]
+    assert "slm/agents/@a/load" not in memory_broker.retained
 
 
 async def test_repeated_work_goes_on_after_a_failure_and_ends_with_the_agent(

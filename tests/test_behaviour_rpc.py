@@ -419,6 +419,82 @@ async def test_a_full_queue_says_when_to_come_again(peers: Peers) -> None:
     await phone.ask(TOPIC, phone.new_request("?"))
 
 
+async def test_a_request_that_may_not_wait_is_begun_at_once_or_turned_away(peers: Peers) -> None:
+    release = asyncio.Event()
+
+    async def wait(request: Request, send: PartSender) -> Reply:
+        await release.wait()
+        return Reply(id=request.id)
+
+    _, stats = await peers.medic(wait, concurrency=2, queue_size=0)
+    phone = await peers.phone()
+    begun = [asyncio.create_task(phone.ask(TOPIC, phone.new_request("?", max_wait_ms=0))) for _ in range(2)]
+    await eventually(lambda: stats.running == 2)
+    busy = await refusal(phone.ask(TOPIC, phone.new_request("?", max_wait_ms=0)))
+    assert (busy.code, busy.message) == ("busy", "@medic has 2 requests running and 0 waiting")
+    assert busy.retry_after_ms
+    release.set()
+    assert [reply.status for reply in await asyncio.gather(*begun)] == ["ok", "ok"]
+    await phone.ask(TOPIC, phone.new_request("?", max_wait_ms=0))
+    assert (stats.completed, stats.failed, stats.running, stats.queued) == (3, 0, 0, 0)
+
+
+async def test_who_may_not_wait_does_not_pass_those_who_do(peers: Peers) -> None:
+    release, begun = asyncio.Event(), []
+
+    async def wait(request: Request, send: PartSender) -> Reply:
+        begun.append(request.text)
+        await release.wait()
+        return Reply(id=request.id)
+
+    _, stats = await peers.medic(wait)
+    phone = await peers.phone()
+    patient = [asyncio.create_task(phone.ask(TOPIC, phone.new_request(f"{n}", max_wait_ms=60_000))) for n in range(3)]
+    await eventually(lambda: (stats.running, stats.queued) == (1, 2))
+    assert (await refusal(phone.ask(TOPIC, phone.new_request("now", max_wait_ms=0)))).code == "busy"
+    release.set()
+    await asyncio.gather(*patient)
+    assert begun == ["0", "1", "2"]
+
+
+async def test_a_request_that_has_waited_long_enough_is_turned_away_and_may_come_again(peers: Peers) -> None:
+    release, begun = asyncio.Event(), []
+
+    async def wait(request: Request, send: PartSender) -> Reply:
+        begun.append(request.id)
+        await release.wait()
+        return Reply(id=request.id)
+
+    _, stats = await peers.medic(wait)
+    tiny, inbox = await peers.stranger()
+    await tiny.publish(sent(raw("1")))
+    await eventually(lambda: stats.running == 1)
+    await tiny.publish(sent(raw("2", max_wait_ms=50)))
+    await tiny.publish(sent(raw("3")))
+    busy = (await inbox.count(1))[0]
+    reply = decode(Reply, busy.payload)
+    assert reply.error is not None
+    assert (reply.id, reply.agent, reply.error.code, reply.error.retry_after_ms) == ("2", "medic", "busy", 1000)
+    assert reply.error.message == "@medic has 1 requests running and 1 waiting"
+    release.set()
+    await inbox.count(3)
+    await tiny.publish(sent(raw("2", max_wait_ms=0)))  # no repeat: it was never begun
+    await inbox.count(4)
+    assert begun == ["1", "3", "2"]
+    assert (stats.completed, stats.failed, stats.running, stats.queued) == (3, 0, 0, 0)
+
+
+async def test_the_limit_of_waiting_does_not_end_what_has_begun(peers: Peers) -> None:
+    async def work(request: Request, send: PartSender) -> Reply:
+        await asyncio.sleep(0.2)
+        return await echo(request, send)
+
+    await peers.medic(work)
+    phone = await peers.phone()
+    for wait_ms in (0, 50):
+        assert (await phone.ask(TOPIC, phone.new_request("Slowly", max_wait_ms=wait_ms))).output == "Slowly"
+
+
 FAILURES: list[tuple[BaseException, str, str]] = [
     (RequestError("no_capability", "not my field"), "no_capability", "not my field"),
     (RequestError("quota_exceeded", "enough", retry_after_ms=9), "quota_exceeded", "enough"),

@@ -58,6 +58,13 @@ class Job:
     seq: int = 0
     begun: bool = False
     cancelled: bool = False
+    turned_away: bool = False
+
+    @property
+    def latest_start(self) -> float:
+        """When it must have got a slot."""
+        wait_ms = self.request.max_wait_ms
+        return self.deadline if wait_ms is None else min(self.deadline, self.received + wait_ms / 1000)
 
     @property
     def key(self) -> Key:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode_map, encode
@@ -38,11 +39,13 @@ class Responder:
         transport: the connection.
         name: the agent.
         limit: the largest payload, in bytes.
+        on_load: called when the number of requests running or waiting has changed.
     """
 
     transport: Transport
     name: str
     limit: int = MAX_PAYLOAD
+    on_load: Callable[[], None] = lambda: None
     services: dict[str, ServedService] = field(default_factory=dict)
     rejected: int = 0
     last_rejection: str | None = None
@@ -106,6 +109,7 @@ class Responder:
         job.task = asyncio.create_task(self._run(service, job))
         self._tasks.add(job.task)
         job.task.add_done_callback(self._tasks.discard)
+        self.on_load()
         return None
 
     def _refusal(self, service: ServedService, request: Request) -> RequestError | None:
@@ -114,10 +118,14 @@ class Responder:
             return RequestError("bad_request", f"{request.hops} hops: the request goes in circles (limit {MAX_HOPS})")
         if self._stopping:
             return RequestError("busy", f"@{self.name} is stopping", retry_after_ms=1000)
-        if stats.queued + stats.running >= service.queue_size + stats.slots:
-            text = f"@{self.name} has {stats.running} requests running and {stats.queued} waiting"
-            return RequestError("busy", text, retry_after_ms=stats.retry_after_ms())
+        room = 0 if request.max_wait_ms == 0 else service.queue_size
+        if stats.queued + stats.running >= room + stats.slots:
+            return self._busy(stats)
         return None
+
+    def _busy(self, stats: ServiceStats) -> RequestError:
+        text = f"@{self.name} has {stats.running} requests running and {stats.queued} waiting"
+        return RequestError("busy", text, retry_after_ms=stats.retry_after_ms())
 
     def _refuse(self, service: ServedService, message: TransportMessage, error: MqttCollabError) -> None:
         """Answers what does not decode, where it still says where the answer goes."""
@@ -168,21 +176,30 @@ class Responder:
             await self._publish(message)
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
-        """Waits for a slot, and calls the handler; TimeoutError once the request's ttl is over."""
+        """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
         stats, waiting = service.stats, True
         try:
-            async with asyncio.timeout_at(job.deadline), service.slots:
+            async with asyncio.timeout_at(job.latest_start) as limit, service.slots:
+                limit.reschedule(job.deadline)
                 waiting = False
                 stats.queued -= 1
                 stats.running += 1
+                self.on_load()
                 if job.cancelled:
                     raise asyncio.CancelledError
                 reply = await self._handle(service, job)
+        except TimeoutError:
+            if not waiting or asyncio.get_running_loop().time() >= job.deadline:
+                raise
+            job.turned_away = True
         finally:
             if waiting:
                 stats.queued -= 1
             else:
                 stats.running -= 1
+            self.on_load()
+        if job.turned_away:
+            return error_reply(job.request.id, self._busy(stats))
         if asyncio.get_running_loop().time() >= job.deadline:  # the handler would not be stopped
             raise TimeoutError
         return reply
@@ -222,6 +239,8 @@ class Responder:
             service.stats.failed += 1
             return None
         message, failed = self._seal(service, job, reply)
+        if job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
+            return message
         if failed:
             service.stats.failed += 1
         else:

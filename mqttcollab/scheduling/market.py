@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from mqttcollab.scheduling.base import Demand
+from mqttcollab.scheduling.base import Demand, Fleet
 
 # How many arrivals say how fast they come, and how many what they are like.
 _ARRIVALS, _SAMPLES = 16, 64
 _LEAST_SAMPLES = 16
 # A rush lasts this long, in seconds, until we have seen some; so many of them make its mean.
 _RUSH_S, _RUSHES = 30.0, 20
-_REFRESH = 16
+_REFRESH = 4
 # Of the price: the estimates are rough, and an idle slot is lost for sure.
 _CAUTION = 0.8
 _STEPS = 8
+# What is not known to take time takes this, in seconds.
+_LEAST_S = 1e-3
 
 
 class Market:
@@ -59,14 +61,15 @@ class Market:
             return 0.0
         return (len(self._times) - 1) / max(1e-6, self._times[-1] - self._times[0])
 
-    def rush(self, capacity: float, now: float) -> None:
-        """Notes whether more comes than the fleet can do, to learn how long that lasts.
-
-        Args:
-            capacity: requests that the fleet can do in a second.
-            now: the scheduler's clock.
-        """
-        rushing = self.rate() > capacity
+    def rush(self, fleet: Fleet, now: float) -> None:
+        """Notes whether more comes than the fleet can do, to learn how long that lasts."""
+        if self._seen % _REFRESH:
+            return
+        count = max(1, min(self._seen, _SAMPLES))
+        rows = fleet.rows
+        took = rows["overhead_s"] + self._tokens[:count].mean() / rows["tokens_per_s"]
+        took += self._prompts[:count].mean() / rows["prompt_tokens_per_s"]
+        rushing = self.rate() > float(np.sum(rows["slots"] / np.maximum(took, _LEAST_S)))
         if rushing and self._rushing_since is None:
             self._rushing_since = now
         elif not rushing and self._rushing_since is not None:
