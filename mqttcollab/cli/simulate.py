@@ -192,8 +192,8 @@ def _columns(found: Sequence[Summary]) -> dict[str, list[str]]:
         "refused": [_cell(s.refused, 0) for s in found],
         "cloud USD": [_cell(s.cost_usd) for s in found],
         "over frugal": [_cell(s.more_usd) for s in found],
-        "p50 s": [_cell(s.p50_ms, scale=1e-3) for s in found],
-        "p95 s": [_cell(s.p95_ms, scale=1e-3) for s in found],
+        "p50 s": [_cell(s.p50_ms, 1, 1e-3) for s in found],
+        "p95 s": [_cell(s.p95_ms, 1, 1e-3) for s in found],
         "excess": [_number(s.excess) for s in found],
     }
     if not any(s.refused.value for s in found):
@@ -219,7 +219,7 @@ def _table(title: str, columns: dict[str, list[str]]) -> None:
     narrow = console.width < _NARROW
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
-        table.add_column(_broken(name) if narrow else name, justify="right" if i else "left")
+        table.add_column(_broken(name) if narrow and name != "/ bound" else name, justify="right" if i else "left")
     for row in rows:
         first, *rest = row
         style = "bold" if first == "frugal" else None
@@ -229,7 +229,7 @@ def _table(title: str, columns: dict[str, list[str]]) -> None:
 
 def _broken(text: str) -> str:
     """A name on two lines, where there is a place to break it."""
-    return text.replace("-", "-\n", 1).replace(" ", "\n", 1) if len(text) > len("power-of") else text
+    return text.replace("-", "-\n", 1).replace(" ", "\n", 1)
 
 
 def _footnote(study: Study, outcome: Outcome) -> str:
