@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,10 @@ def run_simulation(
     study = Study(devices, source, policies, scenes, range(seed, seed + seeds), bound)
     paths = plot_files(plots, len(scenes))
     _say_what_is_whole(study)
-    die_at_once()
+    processes = jobs or _cores()
+    (die_at_once if processes == 1 else _end_in_order)()
     found: list[Outcome] = []
-    for outcome in run_study(study, jobs or _cores(), _progress if errors.is_terminal else None):
+    for outcome in run_study(study, processes, _progress if errors.is_terminal else None):
         found.append(outcome)
         if not json_wanted:
             _show(study, outcome)
@@ -151,6 +153,22 @@ def _say_what_is_whole(study: Study) -> None:
         offered = study.source.offered(load, study.fleet.devices)
         if offered < load:
             warn(f"{study.source.name} offers this fleet a load of {offered:.3g}: for {load:g} it is taken whole")
+
+
+def _end_in_order() -> None:
+    """A signal ends the processes of the simulation, then this one; a second one ends this one at once."""
+    received: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        raise SystemExit(128 + number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # on Windows there is no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def _cores() -> int:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
@@ -140,11 +141,16 @@ def run_study(study: Study, jobs: int = 1, progress: Callable[[int, int], None] 
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_prepare, initargs=(study,)
     )
+    workers: list[BaseProcess] = []
     try:
-        futures = _submitted(pool, tasks)
+        futures = _submitted(pool, tasks, workers)
         yield from _collected(study, ((task, future.result()) for task, future in futures), len(tasks), progress)
     except BrokenProcessPool:
         raise RuntimeFailure("a process of the simulation died (out of memory?); try fewer with --jobs") from None
+    except BaseException:  # nobody waits for what is under way
+        for worker in workers:
+            worker.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -232,10 +238,14 @@ def _do(task: _Task) -> Run | float:
     return _work(_study, task)
 
 
-def _submitted(pool: ProcessPoolExecutor, tasks: Sequence[_Task]) -> list[tuple[_Task, Future[Run | float]]]:
+def _submitted(
+    pool: ProcessPoolExecutor, tasks: Sequence[_Task], workers: list[BaseProcess]
+) -> list[tuple[_Task, Future[Run | float]]]:
     """Submits all; the processes that this starts inherit that SIGINT is blocked: ending them is ours."""
+    others = set(active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return [(task, pool.submit(_do, task)) for task in tasks]
     finally:
+        workers += set(active_children()) - others
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
