@@ -78,6 +78,12 @@ def test_a_solver_that_stops_early_lowers_the_bound_and_never_makes_it_wrong(
     assert sum(bound.cost_usd for bound in early) < sum(exact)
 
 
+def test_without_hipo_another_interior_point_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [lower_bound(tiny(seed), 1.0).cost_usd for seed in range(40)]
+    monkeypatch.setattr(programme, "_SOLVERS", ("none of its solvers", "ipx"))
+    assert [lower_bound(tiny(seed), 1.0).cost_usd for seed in range(40)] == pytest.approx(usual, abs=2e-3)
+
+
 def test_of_two_at_once_the_cheaper_goes_to_the_cloud_unless_it_can_wait() -> None:
     instance = Instance(np.array([1.0, 1.0]), np.array([0.3, 0.2]), np.array([[2.0], [2.0]]), np.array([1]))
     assert lower_bound(instance).cost_usd == pytest.approx(0.2, rel=1e-3)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy
+from mqttcollab.scheduling.base import Candidates, Decision, Demand, Fleet, Policy, too_late
 from mqttcollab.scheduling.fair import WaitingRoom
 from mqttcollab.scheduling.load import LoadBook
 
@@ -65,11 +65,17 @@ class Scheduler:
         """Decides where a new request goes."""
         self._open[demand.id] = _Open(demand, candidates)
         self.policy.arrived(demand)
-        if len(self._room) and any(other.priority >= demand.priority for other in self._room):
-            # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
-            self._room.add(demand)
-            return Placed(demand, Decision("wait", "others wait as well", until=now))
-        return self._decide(demand, now)
+        ahead = [other for other in self._room if other.priority >= demand.priority]
+        if not ahead:
+            return self._decide(demand, now)
+        # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
+        fleet = self.book.fleet(candidates, now)
+        if len(fleet) and math.isfinite(demand.deadline):
+            seconds = _wait_s(demand, ahead, fleet) + float(np.min(fleet.seconds(demand)))
+            if now + seconds > demand.deadline:
+                return Placed(demand, too_late(demand, now, seconds))
+        self._room.add(demand)
+        return Placed(demand, Decision("wait", "others wait as well", until=now))
 
     def again(self, demand_id: str, now: float) -> Placed:
         """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out."""
@@ -171,3 +177,11 @@ class Scheduler:
         one = self._open.get(placed.demand.id)
         if one is not None and one.sent.pop(placed.row, None) is not None:
             self.book.ended(placed.row, placed.seconds, now)
+
+
+def _wait_s(demand: Demand, ahead: Sequence[Demand], fleet: Fleet) -> float:
+    """How long those ahead keep the whole fleet busy; of other tenants no more than goes first by fair queueing."""
+    work = {other.id: fleet.work_s(other) for other in ahead}
+    own = sum(work[other.id] for other in ahead if other.tenant == demand.tenant)
+    tenants = len({other.tenant for other in ahead} - {demand.tenant})
+    return min(sum(work.values()), own + tenants * (own + fleet.work_s(demand)))

@@ -31,7 +31,7 @@ _ROUNDING_S = 1e-7
 """Jobs count as shorter by this, so that rounding never makes two that touch overlap."""
 _SHORT_PATIENCE = 0.06
 """A patience below this part of the usual job: waiting hardly matters, and points are tighter than cells."""
-_CELL_OF_JOB = 0.5
+_CELL_OF_JOB = 0.25
 """Cells of a device are no finer than this part of its usual job: finer ones cost more than they give."""
 
 
