@@ -125,8 +125,9 @@ def _children(parent: int) -> list[int]:
     ("words", "told"),
     [
         ("--policy best", "there is no policy 'best'; use one of random, weighted,"),
-        ("--load 0", "--load is 0; it has to be above 0"),
+        ("--load 0", "--load is 0; it has to be above 0, and 100 at most"),
         ("--load -1", "--load is -1; it has to be above 0"),
+        ("--load 101", "--load is 101; it has to be above 0, and 100 at most"),
         ("--load nan", "--load is nan; it has to be above 0"),
         ("--report-delay -1", "--report-delay is -1; it has to be 0 or more seconds"),
         ("--patience inf", "--patience is inf; it has to be 0 or more seconds"),

@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
     raise RuntimeFailure(f"simulations need {package}; get it with: pip install 'mqttcollab[simulate]'") from None
 
 _NARROW = 100
+_MOST_LOAD = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Grid:
 
     def scenes(self) -> tuple[Scene, ...]:
         """The settings, once each; raises ConfigError for a value that is not possible."""
-        _check("--load", self.loads, lambda value: value > 0, "above 0")
+        _check("--load", self.loads, lambda value: 0 < value <= _MOST_LOAD, f"above 0, and {_MOST_LOAD:g} at most")
         _check("--report-delay", self.report_delays, lambda value: value >= 0, "0 or more seconds")
         _check("--orchestrators", self.orchestrators, lambda value: value >= 1, "1 or more")
         _check("--length-error", self.length_errors, lambda value: 0 <= value <= 1, "from 0 to 1")

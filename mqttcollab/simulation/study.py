@@ -186,12 +186,12 @@ def _collected(
     """Puts results together, which come in the order of the tasks."""
     found: dict[_Task, Run | float] = {}
     for scene in study.scenes:
-        wanted = dict.fromkeys(_tasks(study, scene))
-        while any(task not in found for task in wanted):
-            task, result = next(results)
-            found[task] = result
-            if progress is not None:
-                progress(len(found), total)
+        for task in _tasks(study, scene):
+            while task not in found:
+                done, result = next(results)
+                found[done] = result
+                if progress is not None:
+                    progress(len(found), total)
         yield _outcome(study, scene, found)
 
 
