@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mqttcollab.agent import Agent
@@ -45,7 +45,7 @@ class Asking:
     agent: Agent
     request: Request
     skill: Skill
-    _spent_usd: float = 0.0
+    _spent_usd: float = field(default=0.0, init=False)
 
     @property
     def budget_usd(self) -> float | None:
