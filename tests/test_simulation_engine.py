@@ -91,6 +91,15 @@ def test_who_may_wait_waits_for_the_only_device(policy: str) -> None:
     assert sorted(found.latencies) in (pytest.approx([8.0, 10.0, 12.5]), pytest.approx([8.0, 10.0, 13.0]))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nobody_waits_longer_than_its_patience(policy: str) -> None:
+    """The first takes 100 s; each of the others goes to the cloud (3 s) after 5 s."""
+    arrivals = [Arrival(0, 0, 1000), *(Arrival(float(i), 0, 100) for i in (1, 2, 2, 3))]
+    found = run([device(link_s=0.0)], arrivals, policy, patience_s=5)
+    assert (found.processed, found.redirected) == (1, 4)
+    assert sorted(found.latencies) == pytest.approx([8.0] * 4 + [100.0])
+
+
 def test_a_crash_loses_nothing() -> None:
     """It dies at 5 s, which is noticed at 10 s; from 100 s on it works again."""
     arrivals = [Arrival(0, 0, 100), Arrival(20, 0, 100), Arrival(101, 0, 100)]
