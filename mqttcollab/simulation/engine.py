@@ -123,7 +123,7 @@ class _Machine:
         self.device = device
         self.up = True
         self.life = 0
-        self.running: set[_Job] = set()
+        self.running: dict[_Job, None] = {}  # in the order in which they began
         self.queue: deque[_Job] = deque()
 
 
@@ -309,7 +309,7 @@ class Simulation:
 
     def _begin(self, job: _Job, machine: _Machine) -> None:
         job.where, job.begun = machine, self.now
-        machine.running.add(job)
+        machine.running[job] = None
         self._report(machine)
         life, placed = machine.life, job.placed
         self._at(self.now + machine.device.seconds(job.arrival), lambda: self._finish(job, placed, machine, life))
@@ -317,7 +317,7 @@ class Simulation:
     def _finish(self, job: _Job, placed: Placed | None, machine: _Machine, life: int) -> None:
         if machine.life != life:
             return
-        machine.running.discard(job)
+        machine.running.pop(job, None)
         self.result.busy_s[machine.device.name] += self.now - job.begun
         while machine.queue and len(machine.running) < machine.device.slots:
             self._begin(machine.queue.popleft(), machine)
