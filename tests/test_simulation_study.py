@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mqttcollab.errors import ConfigError
+from mqttcollab.scheduling import POLICIES
 from mqttcollab.simulation.arrivals import Paper, Trace
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Setting
 from mqttcollab.simulation.fleet import SimulatedFleet, read_fleet
@@ -56,6 +61,49 @@ def test_the_bound_of_an_hour_by_hand() -> None:
     (outcome,) = run_study(study(fleet=fleet, source=source, seeds=1, scenes=(Scene(9.0, Setting()),)))
     assert outcome.bounds == [pytest.approx(100 * 60 / 1e6, rel=1e-3)]
     assert outcome.runs["frugal"][0].utilisation == (pytest.approx(20 / 60, rel=0.01),)
+
+
+@given(
+    st.lists(
+        st.builds(Device, st.uuids().map(str), st.floats(1, 50), st.just(100.0), st.integers(1, 2), st.just(0.0)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.lists(
+        st.tuples(st.floats(0, 20), st.sampled_from([0.0, 300.0]), st.sampled_from([10.0, 50.0, 200.0])),
+        min_size=2,
+        max_size=15,
+    ),
+    st.sampled_from([0.0, 2.0, 10.0]),
+    st.integers(1, 3),
+)
+def test_no_policy_is_below_the_bound(
+    devices: list[Device], requests: list[tuple[float, float, float]], patience_s: float, orchestrators: int
+) -> None:
+    """Nobody works twice at once, longer than a slot is free, or on what has waited too long."""
+    times = sorted(request[0] for request in requests)
+    arrivals = tuple(Arrival(time, *request[1:]) for time, request in zip(times, requests, strict=True))
+    scene = Scene(99.0, Setting(patience_s=patience_s, orchestrators=orchestrators, report_delay_s=1.0))
+    fleet = SimulatedFleet(tuple(devices), Cloud())
+    (outcome,) = run_study(study(POLICIES, 1, fleet=fleet, source=_Given(arrivals), scenes=(scene,)))
+    assert outcome.bounds is not None
+    for policy, (found,) in outcome.runs.items():
+        assert found.cloud_cost_usd >= outcome.bounds[0] - 1e-6, policy
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Arrivals as they are, whatever the load."""
+
+    requests: tuple[Arrival, ...]
+    name: str = "given"
+    duration_s: float = 20.0
+
+    def offered(self, load: float, devices: Sequence[Device]) -> float:
+        return load
+
+    def arrivals(self, load: float, devices: Sequence[Device], seed: int) -> list[Arrival]:
+        return list(self.requests)
 
 
 def test_means_have_intervals_by_students_t() -> None:
