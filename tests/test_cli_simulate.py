@@ -163,3 +163,9 @@ async def test_a_package_that_is_missing_is_named(tmp_path: Path, package: str, 
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('not here', name={package!r})")
     result = await run(*QUICK, *words, PYTHONPATH=str(tmp_path))
     assert told in result.error
+
+
+def test_the_help_names_every_policy() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("| `--policy TEXT` | random")]
+    assert all(name in line for name in POLICIES)

@@ -280,7 +280,12 @@ def calibrate(
 @app.command()
 def simulate(
     policy: Annotated[
-        list[str] | None, typer.Option(help="A policy; may be repeated, as all that is varied.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="random, weighted, least-connections, power-of-two, load-aware, fastest-free or frugal; "
+            "may be repeated, as all that is varied.",
+            show_default="all",
+        ),
     ] = None,
     load: Annotated[
         list[float] | None,
