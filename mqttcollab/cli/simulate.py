@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +113,7 @@ def run_simulation(
         print_plain(f"written: {', '.join(map(str, paths))}")
 
 
-def _check(option: str, values: Iterable[float], right: object, wanted: str) -> None:
-    assert callable(right)
+def _check(option: str, values: Iterable[float], right: Callable[[float], bool], wanted: str) -> None:
     for value in values:
         if not (math.isfinite(value) and right(value)):
             raise ConfigError(f"{option} is {value:g}; it has to be {wanted}")
