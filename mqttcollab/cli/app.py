@@ -275,3 +275,84 @@ def calibrate(
     from mqttcollab.cli.calibrate import run_calibration
 
     run_calibration(train, embedder, target, fleets, output, source, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="random, weighted, least-connections, power-of-two, load-aware, fastest-free or frugal; "
+            "may be repeated, as all that is varied.",
+            show_default="all",
+        ),
+    ] = None,
+    load: Annotated[
+        list[float] | None,
+        typer.Option(help="Work that comes, as a share of what the fleet can do.", show_default="0.5"),
+    ] = None,
+    report_delay: Annotated[
+        list[float] | None, typer.Option(help="Age of a load report when it arrives, in seconds.", show_default="0")
+    ] = None,
+    orchestrators: Annotated[
+        list[int] | None, typer.Option(help="How many orchestrators share the fleet.", show_default="1")
+    ] = None,
+    length_error: Annotated[
+        list[float] | None,
+        typer.Option(help="How far expected lengths are off at most, as a share of the true ones.", show_default="0"),
+    ] = None,
+    patience: Annotated[
+        list[float] | None, typer.Option(help="Seconds that a request may wait until it begins.", show_default="0")
+    ] = None,
+    arrivals: Annotated[Literal["paper"], typer.Option(help="The paper's bursts; see --trace.")] = "paper",
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV with TIMESTAMP, ContextTokens and GeneratedTokens instead.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="How long requests come.", show_default="1, or the whole trace")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file of devices.", show_default="eight like the paper's")
+    ] = None,
+    crash: Annotated[
+        bool, typer.Option("--crash", help="The second fastest device is down from a third to half of the time.")
+    ] = False,
+    down: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:FROM-TO", help="A device is down between these seconds; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 10,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    jobs: Annotated[int | None, typer.Option(help="How many processes.", show_default="the cores")] = None,
+    bound: Annotated[bool, typer.Option(help="Solve for the least that the cloud can cost.")] = True,
+    plot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Draw it as .png or .svg; a folder, or no ending: both. May be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a fleet's hour under scheduling policies, beside the least that the cloud could cost."""
+    from mqttcollab.cli.simulate import Grid, run_simulation
+
+    grid = Grid(
+        policy or [],
+        load or [0.5],
+        report_delay or [0.0],
+        orchestrators or [1],
+        length_error or [0.0],
+        patience or [0.0],
+    )
+    run_simulation(
+        grid,
+        fleet=fleet,
+        trace=trace,
+        hours=hours,
+        crash=crash,
+        down=down or [],
+        seeds=seeds,
+        seed=seed,
+        jobs=jobs,
+        bound=bound,
+        plots=plot or [],
+        json_wanted=as_json,
+    )
