@@ -15,6 +15,8 @@ from harness import LIMIT_S, Setup, eventually
 
 from mqttcollab import Agent, AgentOptions, Request
 from mqttcollab.agent import TransportFactory
+from mqttcollab.scheduling import Decision, Demand, Fleet
+from mqttcollab.scheduling.frugal import Frugal
 from mqttcollab.transport.base import Transport, TransportMessage
 from mqttcollab.transport.memory import MemoryBroker, MemoryTransport
 from mqttcollab.transport.mqtt import MqttOptions
@@ -36,6 +38,17 @@ async def echo(request: Request) -> str:
 
 agent.run()
 """
+
+
+class ByName(Frugal):
+    """The default policy, but of those that are free the first by name is taken."""
+
+    def choose(self, demand: Demand, fleet: Fleet, now: float) -> Decision:
+        decision = super().choose(demand, fleet, now)
+        if decision.kind != "agent":
+            return decision
+        free = [number for number in range(len(fleet)) if fleet.free()[number]] or [decision.agent]
+        return decision._replace(agent=min(free, key=fleet.name))
 
 
 def on(place: Setup | MemoryBroker) -> TransportFactory:

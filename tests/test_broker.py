@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 BROKERS = ROOT / "brokers"
 ZONES = ("data.gpt", "computation.gpt", "knowledge.gpt")
 LABELS = ("health", "heart", "rate", "now")
-USERS = ("watch-7", "cam-5", "medic-2", "phone-1", "orchestrator", "operator")
+USERS = ("watch-7", "cam-5", "medic-2", "phone-1", "cloud-1", "orchestrator", "operator")
 NOT_AUTHORIZED = 0x87
 LIMIT_S = 10.0
 
@@ -580,6 +580,30 @@ async def test_production_replies_and_private_parts_are_private(tmp_path: Path, 
         async with Peer(info, "phone-1", ca=ca) as late:
             await late.subscribe("knowledge.gpt/#")
             assert await late.until(record) == []
+
+
+@needs_mosquitto
+async def test_production_the_cloud_s_agent_says_what_is_spent_and_tenants_only_to_the_operator(
+    tmp_path: Path, certificates: Path
+) -> None:
+    ca = certificates / "ca.crt"
+    sums = ["slm/metrics/gpt-4/cost_usd_total", "slm/metrics/gpt-4/breaker"]
+    tenants = "slm/metrics/gpt-4/tenants/alice/cost_usd_today"
+    async with (
+        production(tmp_path, certificates) as info,
+        Peer(info, "cloud-1", ca=ca) as cloud,
+        Peer(info, "phone-1", ca=ca) as phone,
+        Peer(info, "operator", ca=ca) as operator,
+    ):
+        await phone.subscribe("slm/metrics/#")
+        await operator.subscribe("slm/metrics/#")
+        for topic in (sums[0], tenants):
+            assert await cloud.publish(topic) == 0
+            assert await phone.publish(topic, "forged") == NOT_AUTHORIZED
+        assert await cloud.publish("slm/metrics/other/cost_usd_total", "forged") == NOT_AUTHORIZED
+        await cloud.publish(sums[1], "end")
+        assert await phone.until("end") == [sums[0]]
+        assert await operator.until("end") == [sums[0], tenants]
 
 
 @needs_nats

@@ -31,9 +31,10 @@ from mqttcollab.messages import (
 from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
 from mqttcollab.orchestrator.aggregate import with_sources
 from mqttcollab.orchestrator.decide import Decider, all_in_words
-from mqttcollab.orchestrator.dispatch import Attempt, Outcome
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.orchestrator import Orchestrator
+from mqttcollab.orchestrator.placing import Attempt
+from mqttcollab.orchestrator.subtask import Outcome
 from mqttcollab.runtimes.embedders import load_embedder
 from mqttcollab.topics import ORCHESTRATION, Status
 from mqttcollab.transport.memory import MemoryBroker, MemoryTransport

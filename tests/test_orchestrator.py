@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fleet import client, known
+from fleet import ByName, client, known
 from harness import Inbox, eventually
 
 from mqttcollab import Agent, AgentOptions, Answer, DeadlineExceeded, Request, RequestError, Source
@@ -23,9 +23,10 @@ from mqttcollab.messages import Candidate, ErrorInfo, Load, PlanStep, Reply, Ser
 from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
 from mqttcollab.orchestrator.aggregate import with_sources
 from mqttcollab.orchestrator.decide import Decider
-from mqttcollab.orchestrator.dispatch import Attempt, Outcome
+from mqttcollab.orchestrator.placing import Attempt
 from mqttcollab.orchestrator.results import result_of
-from mqttcollab.orchestrator.schedule import Ranked, least_pressure
+from mqttcollab.orchestrator.schedule import Ranked
+from mqttcollab.orchestrator.subtask import Outcome
 from mqttcollab.runtimes.embedders import load_embedder
 from mqttcollab.topics import ORCHESTRATION, Status
 
@@ -151,7 +152,7 @@ async def test_another_agent_takes_over_from_one_that_is_killed(mosquitto: Broke
         sys.executable, str(script), env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     assert process.stdout is not None
-    first = OrchestratorOptions(scheduler=lambda ranked, own: sorted(ranked, key=lambda one: one.offer.agent.name))
+    first = OrchestratorOptions(policy=ByName())
     try:
         async with city(mosquitto, speaker("wind-1", WIND, QUESTION, says="5 m/s"), options=first) as asker:
             registry = await asker.follow()
@@ -301,17 +302,6 @@ def outcome(
         return Outcome(step)
     step.verdict = Verdict(score=1, probability=0.8, reason="")
     return Outcome(step, Reply(id="x", output=output, sources=[Source(document=output)]))
-
-
-def test_the_least_loaded_comes_first_by_reports_and_by_ones_own_count() -> None:
-    offers = [ranked(offer("a", running=3)), ranked(offer("b", running=1, slots=4)), ranked(offer("c"))]
-    assert [one.offer.agent.name for one in least_pressure(offers, {})] == ["c", "b", "a"]
-    assert [one.offer.agent.name for one in least_pressure(offers, {"c": 2})] == ["b", "c", "a"]
-
-
-def test_an_agent_that_is_surely_better_is_worth_waiting_for() -> None:
-    offers = [ranked(offer("a"), 0.2), ranked(offer("b", running=1), 0.9)]
-    assert [one.offer.agent.name for one in least_pressure(offers, {})] == ["b", "a"]
 
 
 def request(question: str, plan: list[PlanStep] | None = None) -> Request:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fleet import Watcher, client, known, on, process
+from fleet import ByName, Watcher, client, known, on, process
 from harness import LIMIT_S, Setup, eventually
 
 from mqttcollab import Agent, AgentOptions, Answer, ConfigError, ContextItem, Reply, Request, RequestError
@@ -22,9 +22,12 @@ from mqttcollab.messages import Candidate, Parameters, PlanStep, ServiceRecord
 from mqttcollab.orchestrator import Orchestrator, OrchestratorOptions, orchestrator_agent
 from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import PlannedStep
-from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
-from mqttcollab.orchestrator.schedule import Ranked
+from mqttcollab.orchestrator.dispatch import Dispatcher
+from mqttcollab.orchestrator.schedule import LiveFleet, Ranked
+from mqttcollab.orchestrator.subtask import Means, Outcome
+from mqttcollab.orchestrator.trust import Trust
 from mqttcollab.runtimes.embedders import load_embedder
+from mqttcollab.scheduling import Scheduler
 from mqttcollab.topics import ORCHESTRATION
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.memory import MemoryBroker
@@ -38,10 +41,6 @@ QUESTION = "How strong is the wind?"
 @pytest.fixture(scope="module", autouse=True)
 def _embedder() -> None:
     load_embedder("wordllama")  # before the event loop runs; it is kept
-
-
-def by_name(ranked: Sequence[Ranked], own: Mapping[str, int]) -> list[Ranked]:
-    return sorted(ranked, key=lambda one: one.offer.agent.name)
 
 
 def agent_that(name: str, service: str, handle: Callable[[Request], object], **options: float) -> Agent:
@@ -137,7 +136,7 @@ async def test_busy_agents_are_passed_over_and_named_where_all_are(mosquitto: Br
 
         return agent
 
-    url, options = mosquitto.info.url, OrchestratorOptions(scheduler=by_name)
+    url, options = mosquitto.info.url, OrchestratorOptions(policy=ByName())
     agents = [full("a-full"), full("b-full"), saying("air-1", AIR, "clean")]
     async with city(url, *agents, options=options) as (asker, head):
         held = [asyncio.create_task(asker.ask("?", service=WIND, agent=name)) for name in ("a-full", "b-full")]
@@ -167,7 +166,7 @@ async def test_another_agent_takes_over_from_one_that_never_answers(mosquitto: B
         return ""
 
     agents = [agent_that("a-silent", WIND, silent), saying("b-quick", WIND, "5 m/s")]
-    async with city(mosquitto.info.url, *agents, options=OrchestratorOptions(scheduler=by_name)) as (asker, _):
+    async with city(mosquitto.info.url, *agents, options=OrchestratorOptions(policy=ByName())) as (asker, _):
         reply = await asker.ask(QUESTION, service=ORCHESTRATION, ttl_s=1)
         assert (reply.output, reply.steps[0].agent, reply.missing) == ("5 m/s", "b-quick", [])
         async with asyncio.timeout(LIMIT_S):
@@ -314,7 +313,7 @@ class Answering(Asking):
 
     answer: Callable[[Offer, Question], Awaitable[Reply]]
 
-    async def one(self, offer: Offer, question: Question) -> Reply:
+    async def one(self, offer: Offer, question: Question, *, queues: bool = True) -> Reply:
         return await self.answer(offer, question)
 
 
@@ -324,9 +323,15 @@ REQUEST = Request(id="q", reply_to="reply.gpt/@a/q", input=QUESTION)
 class Bench:
     """A dispatcher, and what it is run with."""
 
-    def __init__(self, agent: Agent, dispatch: Dispatcher) -> None:
+    def __init__(self, agent: Agent, scheduler: Scheduler, dispatch: Dispatcher) -> None:
         self.agent = agent
+        self.book = scheduler.book
         self.dispatch = dispatch
+
+    def own(self) -> dict[str, int]:
+        """How many requests each agent has of ours, where it has any."""
+        fleet = self.book.fleet(self.book.candidates(range(len(self.book))), 0.0)
+        return {fleet.name(n): int(own) for n, own in enumerate(fleet.rows["own"]) if own}
 
     def run(
         self, plan: Sequence[PlannedStep], answer: Callable[[Offer, Question], Awaitable[Reply]], seconds: float = 8.0
@@ -338,7 +343,10 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(broker: MemoryBroker, trust: float = 0.5) -> AsyncIterator[Bench]:
     async with client().running(on(broker)) as agent:
-        yield Bench(agent, Dispatcher(await agent.follow(), by_name, DefaultJudge(), trust))
+        registry, scheduler = await agent.follow(), Scheduler(ByName())
+        live = LiveFleet(registry, scheduler)
+        yield Bench(agent, scheduler, Dispatcher(Means(registry, live, Trust(DefaultJudge(), trust), 0.5)))
+        live.stop()
 
 
 async def test_a_chain_shares_the_time_that_is_left(memory_broker: MemoryBroker) -> None:
@@ -366,15 +374,15 @@ async def test_agents_are_counted_while_they_work_and_only_then(memory_broker: M
     seen: list[dict[str, int]] = []
 
     async def answer(to: Offer, question: Question) -> Reply:
-        seen.append(dict(test.dispatch.own))
+        seen.append(test.own())
         if to.agent.name == "a":
             raise RequestError("busy", "full")
         return Reply(id="x", output="ok", confidence=0.6)
 
     async with bench(memory_broker) as test:
         [found] = [o async for o in test.run([PlannedStep(1, "?", WIND, ranked=(offer("b"), offer("a")))], answer)]
-        assert seen == [{"a": 1}, {"a": 0, "b": 1}]
-        assert not any(test.dispatch.own.values())
+        assert seen == [{"a": 1}, {"b": 1}]
+        assert not test.own()
     assert (found.step.status, found.step.agent, found.step.error, found.step.confidence) == ("ok", "b", None, 0.6)
 
 
@@ -383,7 +391,7 @@ async def test_three_agents_are_tried_and_the_first_error_is_told(memory_broker:
 
     async def answer(to: Offer, question: Question) -> Reply:
         tried.append(to.agent.name)
-        raise RequestError("busy", f"@{to.agent.name} is full")
+        raise RequestError("internal", f"@{to.agent.name} is broken")
 
     plan = [
         PlannedStep(1, "?", WIND, ranked=tuple(offer(name) for name in "dcba")),
@@ -393,7 +401,7 @@ async def test_three_agents_are_tried_and_the_first_error_is_told(memory_broker:
         found = {o.step.service: o.step async for o in test.run(plan, answer)}
     assert tried == ["a", "b", "c"]
     assert found[WIND].error is not None
-    assert (found[WIND].status, found[WIND].error.message) == ("error", "@a is full")
+    assert (found[WIND].status, found[WIND].error.message) == ("error", "@a is broken")
     assert found[AIR].error is not None
     assert (found[AIR].status, found[AIR].error.code, found[AIR].error.message) == (
         "error",
@@ -453,7 +461,7 @@ async def test_who_stops_reading_stops_the_work(memory_broker: MemoryBroker) -> 
     async with bench(memory_broker) as test:
         running = test.run(plan, answer, 60)
         assert (await anext(running)).step.service == WIND
-        await eventually(lambda: test.dispatch.own["b"] == 1)
+        await eventually(lambda: test.own() == {"b": 1})
         await running.aclose()
         assert cancelled.is_set()
-        assert not any(test.dispatch.own.values())
+        assert not test.own()

@@ -315,12 +315,17 @@ def http(status: str, body: str, *headers: str, kind: str = "application/json") 
     return ("\r\n".join([*lines, *headers]) + "\r\n\r\n" + body).encode()
 
 
+DATE = "Wed, 21 Oct 2026 07:28"
+
+
 @pytest.mark.parametrize(
     ("reply", "code", "retry_after_ms"),
     [
         (http("429 Too Many", '{"error": {"message": "slow down"}}', "retry-after: 1.5"), "busy", 1500),
         (http("429 Too Many", '{"error": {"message": "slow down"}}', "retry-after-ms: 20"), "busy", 20),
         (http("429 Too Many", '{"error": {"message": "slow down"}}', "retry-after: soon"), "busy", None),
+        (http("429 Too Many", "no", f"date: {DATE}:30 GMT", f"retry-after: {DATE}:32 GMT"), "busy", 2000),
+        (http("429 Too Many", "no", f"date: {DATE}:30 GMT", f"retry-after: {DATE}:29 GMT"), "busy", 0),
         (http("429 Too Many", '{"error": {"code": "insufficient_quota"}}'), "quota_exceeded", None),
         (http("400 Bad", '{"error": {"code": "context_length_exceeded"}}'), "too_large", None),
         (http("400 Bad", '{"error": {"message": "no such parameter"}}'), "bad_request", None),

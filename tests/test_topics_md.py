@@ -154,7 +154,14 @@ def limit_of(field: dict[str, Any]) -> str:
 
 def row_of(name: str, field: dict[str, Any], required: bool) -> list[str]:
     """Field, type, unit, limit and default, as the tables have them."""
-    units = {"_usd_per_mtok": "US dollars", "_per_h": "1/h", "_ms": "ms", "_usd": "US dollars", "tokens_per_s": "1/s", "_s": "s"}
+    units = {
+        "_usd_per_mtok": "US dollars",
+        "_per_h": "1/h",
+        "_ms": "ms",
+        "_usd": "US dollars",
+        "tokens_per_s": "1/s",
+        "_s": "s",
+    }
     unit = next((unit for ending, unit in units.items() if name.endswith(ending)), "")
     default = "" if field.get("default") is None else f"`{json.dumps(field['default'])}`"
     return [f"`{name}`", type_of(field), unit, limit_of(field), "required" if required else default]

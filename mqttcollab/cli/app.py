@@ -203,6 +203,20 @@ def agent(
 
 
 @app.command()
+def cloud(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A TOML file such as devices/cloud.toml: endpoint, limits, prices.")
+    ],
+    broker: Url = None,
+) -> None:
+    """Run an agent in front of a model in the cloud, within spending limits."""
+    from mqttcollab.cli.run import run_cloud
+
+    logging.getLogger().setLevel(logging.INFO)
+    run_cloud(file, broker)
+
+
+@app.command()
 def broker(
     kind: Annotated[
         Literal["auto", "mosquitto", "nats"], typer.Option(help="auto: Mosquitto where installed, else nats-server.")

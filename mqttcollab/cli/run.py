@@ -1,4 +1,4 @@
-"""`mqttcollab agent`, `orchestrator` and `broker`: what runs until it is stopped."""
+"""`mqttcollab agent`, `orchestrator`, `cloud` and `broker`: what runs until it is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mqttcollab.cli.fleet import build, choose, read_fleet
 from mqttcollab.cli.show import console, errors, print_json
 from mqttcollab.cli.signals import stop_event
 from mqttcollab.config import BrokerAddress, read_toml
-from mqttcollab.errors import BrokerError
+from mqttcollab.errors import BrokerError, ConfigError
 from mqttcollab.topics import check_agent, check_service
 
 
@@ -56,6 +56,20 @@ def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str 
     )
     classifiers = default_classifiers(embeds, calibration)
     orchestrator_agent(name, embeds, options=options, classifiers=classifiers, place=place).run(broker)
+
+
+def run_cloud(path: Path, broker: str | None) -> None:
+    """Runs an agent in front of a cloud model until SIGINT or SIGTERM."""
+    try:
+        from mqttcollab.cloud import check_ledger, cloud_agent, read_cloud
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the cloud needs {error.name}: pip install 'mqttcollab[cloud]'") from None
+
+    BrokerAddress.parse(broker)
+    settings = read_cloud(path)
+    agent = cloud_agent(settings)
+    asyncio.run(check_ledger(settings))  # before there is a broker to wait for
+    agent.run(broker)
 
 
 def run_fleet(path: Path, names: list[str], broker: str | None) -> int:

@@ -54,6 +54,7 @@ class Registry:
         self._changes: deque[Change] = deque(maxlen=_REMEMBERED_CHANGES)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._on_loads: list[Callable[[AgentView], None]] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._stopped = False
         self._round_trip_s = 0.0
@@ -142,6 +143,14 @@ class Registry:
             if life not in (None, self._life(name)):
                 return
             life = self._life(name)
+
+    def on_load(self, heard: Callable[[AgentView], None]) -> None:
+        """Calls a function at every load report, which is no change of what is on offer."""
+        self._on_loads.append(heard)
+
+    def off_load(self, heard: Callable[[AgentView], None]) -> None:
+        """Calls it no more."""
+        self._on_loads.remove(heard)
 
     def _life(self, name: str) -> int | None:
         view = self.agents.get(name)
@@ -241,6 +250,8 @@ class Registry:
             return
         view = self._view(name)
         view.load = load
+        for heard in self._on_loads:
+            heard(view)
         # A retained report that is replayed is old; it starts the lease but does not revive anybody.
         if view.expired and load is not None and not message.retain:
             view.expired = False

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from mqttcollab.errors import ErrorCode, RequestError
 from mqttcollab.messages import ErrorInfo, Source, Usage
-from mqttcollab.orchestrator.dispatch import Outcome
+from mqttcollab.orchestrator.subtask import Outcome
 from mqttcollab.service import Answer
 
 _MOST_CHARACTERS = 500

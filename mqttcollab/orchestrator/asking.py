@@ -42,13 +42,14 @@ class Asking:
     request: Request
     skill: Skill
 
-    async def one(self, offer: Offer, question: Question) -> Reply:
-        """Asks one agent."""
+    async def one(self, offer: Offer, question: Question, *, queues: bool = True) -> Reply:
+        """Asks one agent; unless the request may wait there, it is answered `busy` where no slot is free."""
         return await self.agent.ask(
             self._input(question),
             service=offer.record.service,
             agent=offer.agent.name,
             ttl_s=question.seconds,
+            max_wait_ms=None if queues else 0,
             **self._fields(question),
         )
 

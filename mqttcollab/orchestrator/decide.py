@@ -26,6 +26,7 @@ _LEAST_SKILL = 0.3
 # A service that can decline is asked from this relevance on before a general model is.
 _WORTH_ASKING = 0.1
 GENERAL = "knowledge.gpt/general"
+KEPT = "the cloud was not asked: the question must not leave the edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class PlannedStep:
         recalled: the answer, where it is known already.
         answers: how many agents are asked at once.
         whole: it is the request's own input, which may be more than text.
+        no_cloud: why nobody is asked who would be otherwise, in words.
     """
 
     number: int
@@ -56,6 +58,7 @@ class PlannedStep:
     recalled: Recalled | None = None
     answers: int = 1
     whole: bool = False
+    no_cloud: str = ""
 
     @property
     def relevance(self) -> float:
@@ -174,9 +177,12 @@ class _Draft:
         self._decider = decider
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
+        self._kept = False
         for offer in offers:
             affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
-            if affordable and (request.may_leave_edge or offer.record.service != decider.strong):
+            leaves = offer.record.leaves_edge or offer.record.service == decider.strong
+            self._kept |= leaves and not request.may_leave_edge
+            if affordable and (request.may_leave_edge or not leaves):
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
         self._ends: dict[int, list[int]] = {}
@@ -309,7 +315,8 @@ class _Draft:
         if len(self.steps) >= MAX_STEPS:
             raise RequestError("bad_request", f"the question takes more than {MAX_STEPS} steps; ask it in parts")
         answers = 1 if _is_data(step.service) else self._decider.answers
-        self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers))
+        no_cloud = KEPT if self._kept else ""
+        self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers, no_cloud=no_cloud))
         return len(self.steps)
 
 

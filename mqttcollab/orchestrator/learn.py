@@ -11,7 +11,8 @@ from mqttcollab.classifiers.skill import SkillBook
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.messages import ServiceRecord
-from mqttcollab.orchestrator.dispatch import Attempt, Outcome
+from mqttcollab.orchestrator.placing import Attempt
+from mqttcollab.orchestrator.subtask import Outcome
 from mqttcollab.threads import Threads
 
 _log = logging.getLogger(__name__)

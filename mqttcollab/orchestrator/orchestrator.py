@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mqttcollab.agent import Agent, AgentOptions
@@ -18,13 +18,17 @@ from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.asking import Asking
 from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
-from mqttcollab.orchestrator.dispatch import Dispatcher, Outcome
+from mqttcollab.orchestrator.dispatch import Dispatcher
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
 from mqttcollab.orchestrator.progress import Progress
-from mqttcollab.orchestrator.schedule import Scheduler, least_pressure
+from mqttcollab.orchestrator.schedule import LiveFleet
+from mqttcollab.orchestrator.subtask import Means, Outcome
+from mqttcollab.orchestrator.trust import Trust
 from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer
 from mqttcollab.plans.model import ModelDecomposer
+from mqttcollab.scheduling import Policy, Scheduler
+from mqttcollab.scheduling.frugal import Frugal
 from mqttcollab.service import Answer, Service
 from mqttcollab.topics import ORCHESTRATION
 
@@ -54,7 +58,10 @@ class OrchestratorOptions:
         answers: how many agents are asked the same where several offer it, but for data; they vote.
         detect_gaps, decompose, share: False switches off the detection of gaps, the splitting of questions, or the
             passing on of results and what is remembered of earlier ones.
-        decomposer, scheduler, aggregator: replacements for the defaults.
+        policy: decides who gets a subtask, when; one for each orchestrator. None is `frugal`.
+        weights: of tenants, where requests wait for a free agent; 1 for those that are not named.
+        patience_s: how long a subtask waits for a free agent before it goes to the cloud, or is given up.
+        decomposer, aggregator: replacements for the defaults.
     """
 
     fallback: str | None = GENERAL
@@ -68,7 +75,9 @@ class OrchestratorOptions:
     decompose: bool = True
     share: bool = True
     decomposer: Decomposer | None = None
-    scheduler: Scheduler = least_pressure
+    policy: Policy | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    patience_s: float = 3.0
     aggregator: Aggregator = with_sources
 
 
@@ -109,6 +118,7 @@ class Orchestrator(Service):
             on_edge=self._clauses() if self.options.decompose and self.options.planner is not None else None,
         )
         self._dispatcher: Dispatcher | None = None
+        self._fleet: LiveFleet | None = None
         self._learner: Learner | None = None
         self._progress: Progress | None = None
 
@@ -116,15 +126,9 @@ class Orchestrator(Service):
         """Follows the registry from the start, so that the first question finds everybody."""
         registry = await self._agent.follow()
         options = self.options
-        self._dispatcher = Dispatcher(
-            registry,
-            options.scheduler,
-            self.classifiers.judge,
-            trust=options.trust,
-            router=options.router,
-            share=options.share,
-            skill=self.classifiers.capability.skill,
-        )
+        self._fleet = LiveFleet(registry, Scheduler(options.policy or Frugal(), weights=options.weights))
+        trust = Trust(self.classifiers.judge, options.trust, options.router, self.classifiers.capability.skill)
+        self._dispatcher = Dispatcher(Means(registry, self._fleet, trust, options.patience_s), options.share)
         self._learner = Learner(registry, self.classifiers.domains, self._is_specialist)
         self._progress = Progress(self._agent.transport)
 
@@ -134,6 +138,8 @@ class Orchestrator(Service):
             await self._learner.stop()
         if self._progress is not None:
             await self._progress.close()
+        if self._fleet is not None:
+            self._fleet.stop()
 
     async def handle(self, request: Request) -> AsyncIterator[Step | Answer]:
         """Yields every step as it ends, then the answer."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from mqttcollab.errors import ConfigError, DeadlineExceeded, ErrorCode, RequestError, RuntimeFailure
@@ -40,8 +41,34 @@ _ABOUT_SCHEMA: dict[str, re.Pattern[str]] = {
     "internal": re.compile(r"response_format|json_schema"),
 }
 _MOST_REASON = 500
+# Errors of the HTTP client before there is a connection.
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
 # What OpenAI's strict mode refuses; max_tokens bounds the answer all the same.
 _NOT_STRICT = ("minLength", "maxLength")
+
+
+class Unreachable(RuntimeFailure):
+    """The endpoint can't be reached, or the connection broke.
+
+    Attributes:
+        sent: whether the request may have arrived there, and be charged for.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Nonsense(RuntimeFailure):
+    """The endpoint does not talk like one.
+
+    Attributes:
+        prompt_tokens, completion_tokens: what it says to have used all the same; 0 where it does not say.
+    """
+
+    def __init__(self, message: str, prompt_tokens: int, completion_tokens: int) -> None:
+        super().__init__(message)
+        self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
 
 class OpenAIRuntime:
@@ -93,20 +120,26 @@ class OpenAIRuntime:
             RequestError: the endpoint refused: `unauthorized`, `busy` (with retry_after_ms where it says),
                 `quota_exceeded`, `too_large`, `unsupported` (it takes no schema), `bad_request`, `internal`.
             DeadlineExceeded: it was silent for timeout_s.
-            RuntimeFailure: it can't be reached, or does not talk like an OpenAI endpoint.
+            RuntimeFailure: it can't be reached (Unreachable), or does not talk like an OpenAI endpoint (Nonsense).
         """
         with self._translated(parameters):
             answer = await self._client.chat.completions.create(**self._request(messages, parameters))
-        choices = getattr(answer, "choices", None)  # a web page instead of JSON comes back as a string
-        if not choices:
+        usage = getattr(answer, "usage", None)
+        prompt, completion = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        try:  # whatever it is: a web page instead of JSON comes back as a string
+            choice = answer.choices[0]
+            text = choice.message.content or ""
+            logprobs = tuple(_logprobs(choice))
+            if not isinstance(text, str):
+                raise TypeError(text)
+        except (AttributeError, IndexError, KeyError, TypeError):
             reason = "does not answer like an OpenAI endpoint; check base_url (it often ends in /v1)"
-            raise RuntimeFailure(f"{self.base_url} {reason}")
-        choice, usage = choices[0], answer.usage
+            raise Nonsense(f"{self.base_url} {reason}", prompt, completion) from None
         return Generation(
-            text=choice.message.content or "",
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-            logprobs=tuple(_logprobs(choice)),
+            text=text,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            logprobs=logprobs,
             finish_reason=choice.finish_reason or "stop",
         )
 
@@ -162,12 +195,12 @@ class OpenAIRuntime:
 
         try:
             yield
-        except openai.APITimeoutError as error:
-            raise DeadlineExceeded(f"{self.base_url} was silent for {self._timeout_s:g} s") from error
         except openai.APIConnectionError as error:
-            raise RuntimeFailure(
-                f"can't reach {self.base_url}: {error.__cause__ or error}; is the server running?"
-            ) from error
+            sent = type(error.__cause__).__name__ not in _NOT_SENT
+            if sent and isinstance(error, openai.APITimeoutError):
+                raise DeadlineExceeded(f"{self.base_url} was silent for {self._timeout_s:g} s") from error
+            reason = f"can't reach {self.base_url}: {error.__cause__ or error}; is the server running?"
+            raise Unreachable(reason, sent=sent) from error
         except openai.APIStatusError as error:
             raise self._refusal(error, parameters) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: JSON that is none
@@ -207,6 +240,12 @@ def _strict(schema: Any) -> Any:
     return [_strict(value) for value in schema] if isinstance(schema, list) else schema
 
 
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens that the endpoint states, or 0 where it is none."""
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) and count > 0 else 0
+
+
 def _logprobs(choice: Any) -> list[float]:
     return [token.logprob for token in choice.logprobs.content or ()] if choice.logprobs else []
 
@@ -217,7 +256,7 @@ def _reason(error: openai.APIStatusError) -> str:
 
 
 def _retry_after_ms(error: openai.APIStatusError) -> int | None:
-    """Return what `retry-after-ms` or `retry-after` says in numbers; the rare date form counts as silence."""
+    """Return what `retry-after-ms` or `retry-after` says; a date is taken against the answer's own."""
     headers = error.response.headers
     for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
         try:
@@ -226,4 +265,8 @@ def _retry_after_ms(error: openai.APIStatusError) -> int | None:
             continue
         if math.isfinite(value) and value >= 0:
             return math.ceil(value)
-    return None
+    try:
+        then, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
+        return max(0, math.ceil(1000 * (then - now).total_seconds()))
+    except (KeyError, ValueError, TypeError):  # TypeError: only one of them has a time zone
+        return None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mqttcollab.errors import ErrorCode
 
 # One row per agent and service. What nobody reports is NaN; times are seconds, prices US dollars.
 AGENT = np.dtype(
@@ -131,13 +133,15 @@ class Decision(NamedTuple):
         kind: `agent`; `cloud`; `wait`, to be asked again when something ends or `until` has come; `refuse`.
         reason: why, in words.
         agent: a number in the fleet, for `agent`.
-        until: for `wait`; for `refuse`, when asking again makes sense.
+        until: for `wait`, when it ends.
+        code: for `refuse`, the error code of the protocol.
     """
 
     kind: Kind
     reason: str
     agent: int = -1
     until: float = math.inf
+    code: ErrorCode = "busy"
 
 
 class Policy(Protocol):
@@ -166,13 +170,14 @@ class Policy(Protocol):
         ...
 
 
-def elsewhere(demand: Demand, now: float, why: str, **changes: Any) -> Decision:
-    """The decision where no agent is to be had: the cloud, or a refusal that says why."""
-    if now + demand.cloud_s > demand.deadline:
-        return Decision("refuse", f"{why}, and the cloud would need {demand.cloud_s:.1f} s: too late", **changes)
-    if demand.cloud_usd <= demand.budget_usd:
-        return Decision("cloud", why)
-    reason = demand.no_cloud or "there is no cloud"
+def elsewhere(demand: Demand, now: float, why: str, code: ErrorCode = "busy") -> Decision:
+    """The decision where no agent is to be had: the cloud, or a refusal that says why, with this code."""
     if math.isfinite(demand.cloud_usd):
-        reason = f"the cloud would cost {demand.cloud_usd:.4f} US dollars of a budget of {demand.budget_usd:.4f}"
-    return Decision("refuse", f"{why}, and {reason}", **changes)
+        if demand.cloud_usd > demand.budget_usd:
+            price = f"the cloud would cost {demand.cloud_usd:.4f} US dollars of a budget of {demand.budget_usd:.4f}"
+            return Decision("refuse", f"{why}, and {price}", code="quota_exceeded")
+        if now + demand.cloud_s <= demand.deadline:
+            return Decision("cloud", why)
+        reason = f"the cloud would need {demand.cloud_s:.1f} s: too late"
+        return Decision("refuse", f"{why}, and {reason}", code="deadline_exceeded")
+    return Decision("refuse", f"{why}, and {demand.no_cloud or 'there is no cloud'}", code=code)

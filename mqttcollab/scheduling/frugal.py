@@ -15,8 +15,10 @@ from mqttcollab.scheduling.market import Market
 _SLACK = 0.1
 # Of a slot: who was busy with others' work a while ago is worth asking before the cloud is.
 _MAYBE = 0.2
+_TIE = 1e-3
+_LEAST_S = 1e-3
 # What a request in front of ours costs, per slot, in the units of a candidate's score.
-_WAITING_COST = 0.1
+WAITING_COST = 0.1
 
 
 class Frugal:
@@ -42,19 +44,20 @@ class Frugal:
     def choose(self, demand: Demand, fleet: Fleet, now: float) -> Decision:
         """Agent, wait, cloud or refusal."""
         if not len(fleet):
-            return elsewhere(demand, now, "nobody offers it")
+            return elsewhere(demand, now, "nobody else offers it", "no_capability")
         seconds = fleet.seconds(demand) * hardship(fleet)
         fits = now + seconds <= demand.deadline
         if math.isfinite(demand.budget_usd):
             fits &= fleet.prices(demand) <= demand.budget_usd
-        worth = fleet.rows["score"] - _WAITING_COST * fleet.load()
+        worth = fleet.rows["score"] - WAITING_COST * fleet.load()
         fits &= worth >= worth.max() - _SLACK
         free = fleet.free() & fits
         count = int(np.count_nonzero(free))
         if not count:
             return self._nobody(demand, fleet, fits, now)
         self.market.rush(fleet, now)
-        best = int(np.argmin(np.where(free, seconds, np.inf)))
+        # Equally fast ones share, and who is not yet known is no faster than that.
+        best = int(np.argmin(np.where(free, seconds + _TIE * fleet.load(), np.inf)))
         took = float(seconds[best])
         if count == 1 and math.isfinite(demand.cloud_usd):
             price = self.market.price(fleet.rows[best], took, now)
@@ -83,19 +86,28 @@ class Frugal:
 
     def _nobody(self, demand: Demand, fleet: Fleet, fits: NDArray[np.bool_], now: float) -> Decision:
         if not fits.any():
-            soonest = float(np.min(fleet.seconds(demand)))
-            left = demand.deadline - now
-            return elsewhere(demand, now, f"the fastest agent needs {soonest:.1f} s of the {left:.1f} s that are left")
+            if (fleet.prices(demand) > demand.budget_usd).all():
+                return elsewhere(demand, now, "every agent charges more than the budget", "quota_exceeded")
+            return _too_late(demand, now, float(np.min(fleet.seconds(demand))))
         maybe = fleet.free(_MAYBE) & fits
         if maybe.any():
             likeliest = int(np.argmax(np.where(maybe, fleet.rows["slots"] - fleet.rows["running"], -np.inf)))
             return Decision("agent", f"@{fleet.name(likeliest)} may be free again: asking costs little", likeliest)
+        # The soonest of those that do our own work, if it is all in turn.
+        soonest = fleet.rows["backlog_s"] / fleet.rows["slots"] ** 2 + fleet.seconds(demand)
+        if now + float(np.min(np.where(fits, soonest, np.inf))) > demand.deadline:
+            return _too_late(demand, now, float(np.min(soonest)))
         return self._later(demand, now, "no agent is free")
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:
         if now < demand.wait_until:
             return Decision("wait", why, until=demand.wait_until)
         return elsewhere(demand, now, why)
+
+
+def _too_late(demand: Demand, now: float, seconds: float) -> Decision:
+    why = f"no agent would be done in less than {seconds:.1f} s, and {demand.deadline - now:.1f} s are left"
+    return elsewhere(demand, now, why, "deadline_exceeded")
 
 
 def hardship(fleet: Fleet) -> Floats:
@@ -117,4 +129,4 @@ _WORST_LINK = 0.1
 
 def _pace(fleet: Fleet, typical: Demand) -> float:
     """Seconds from one slot that is given free to the next."""
-    return 1 / float(np.sum(fleet.rows["slots"] / fleet.seconds(typical)))
+    return 1 / float(np.sum(fleet.rows["slots"] / np.maximum(fleet.seconds(typical), _LEAST_S)))

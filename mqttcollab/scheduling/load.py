@@ -19,6 +19,13 @@ _log = logging.getLogger(__name__)
 _SPEED, _SECONDS = 0.4, 0.6
 _LEAST_SEEN = 3
 REPORT_AGE_S = 15.0
+# Of an answer, until some were seen.
+_TOKENS = 100.0
+# How far others' work has faded when it is forgotten.
+_FORGOTTEN = 0.05
+_SHORTEST_SPAN_S, _LONGEST_SPAN_S = 0.1, 30.0
+# Slower than so many times what nine of ten took is late, but nobody is before so many seconds.
+_STRAGGLES, _LEAST_LATE_S = 2.0, 0.5
 _FIRST_ROWS = 16
 
 
@@ -51,6 +58,7 @@ class _Agent:
         self.had: deque[tuple[float, int]] = deque()  # when we had how many under way, falling from left to right
         self.others = 0.0  # of others, when last heard
         self.waiting = 0.0
+        self.span_s = 0.0  # in which others' work fades; 0 until it was busy
         self.heard = -math.inf
         self.complained = False
 
@@ -83,6 +91,8 @@ class LoadBook:
         self._agents: dict[str, _Agent] = {}
         self._speeds: dict[int, Quantiles] = {}
         self._seconds: dict[int, Quantiles] = {}
+        self._lengths: dict[str, Quantiles] = {}
+        self._services: list[str] = []
         self._stale: dict[str, _Agent] = {}  # whose others' work is believed to shrink
 
     def __len__(self) -> int:
@@ -96,6 +106,7 @@ class LoadBook:
             if index == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
             self._names.append(agent)
+            self._services.append(service)
             self._agents.setdefault(agent, _Agent()).rows.append(index)
             row = self._rows[index]
             for field in ("battery", "drain_per_h", "thermal", "link"):
@@ -153,7 +164,9 @@ class LoadBook:
         """Learns from an answer: how long the agent worked on it, and the tokens that it wrote (0: no model)."""
         if not (math.isfinite(seconds) and seconds > 0 and tokens >= 0):
             return
+        self._agents[self._names[index]].span_s = 0.0
         if tokens > 0:
+            self._lengths.setdefault(self._services[index], Quantiles()).add(tokens)
             known = self._speeds.setdefault(index, Quantiles())
             known.add(tokens / seconds)
             if len(known) >= _LEAST_SEEN:
@@ -164,10 +177,17 @@ class LoadBook:
             if len(known) >= _LEAST_SEEN:
                 self._rows["overhead_s"][index] = known.at(_SECONDS)
 
-    def busy(self, index: int, now: float) -> None:
-        """Notes that an agent had no room for a request of ours, which has been counted as ended."""
+    def busy(self, index: int, now: float, retry_after_s: float = 0.0) -> None:
+        """Notes that an agent had no room for a request of ours, which has been counted as ended.
+
+        Args:
+            index: its row.
+            now: the scheduler's clock.
+            retry_after_s: when it may have room, if it says so; each time in vain counts for longer.
+        """
         agent = self._agents[self._names[index]]
         agent.others, agent.waiting, agent.heard = float(self._rows["slots"][index]) - agent.own, 0.0, now
+        agent.span_s = min(_LONGEST_SPAN_S, max(2 * agent.span_s, retry_after_s or self._typical_s(index)))
         self._stale[self._names[index]] = agent
         self._believe(agent)
 
@@ -176,6 +196,30 @@ class LoadBook:
         row = self._rows[index]
         prompt = demand.prompt_tokens / row["prompt_tokens_per_s"] if demand.prompt_tokens else 0.0
         return float(row["overhead_s"] + prompt + demand.tokens / row["tokens_per_s"])
+
+    def tokens(self, service: str) -> float:
+        """How many tokens an answer of a service has: the median of those seen."""
+        known = self._lengths.get(service)
+        return known.at(0.5) if known is not None and len(known) >= _LEAST_SEEN else _TOKENS
+
+    def straggles_s(self, index: int, expected_s: float) -> float:
+        """After how many seconds an agent counts as late with a request; infinite while too little is known of it.
+
+        Args:
+            index: its row.
+            expected_s: how long it should take.
+        """
+        speeds, seconds = self._speeds.get(index), self._seconds.get(index)
+        if speeds is not None and len(speeds) >= _LEAST_SEEN:
+            return max(_LEAST_LATE_S, _STRAGGLES * expected_s * speeds.at(_SPEED) / speeds.at(0.1))
+        if seconds is not None and len(seconds) >= _LEAST_SEEN:
+            return max(_LEAST_LATE_S, _STRAGGLES * seconds.at(0.9))
+        return math.inf
+
+    @property
+    def guessing(self) -> bool:
+        """Whether somebody is believed to do others' work, which ends without our being told."""
+        return bool(self._stale)
 
     # What agents say
 
@@ -218,6 +262,11 @@ class LoadBook:
         if agent is not None:
             self._rows["asleep"][agent.rows] = state
 
+    def _typical_s(self, index: int) -> float:
+        """How long others' requests take there, as far as ours tell."""
+        row = self._rows[index]
+        return max(_SHORTEST_SPAN_S, float(row["overhead_s"] + _TOKENS / row["tokens_per_s"]))
+
     def _believe(self, agent: _Agent, kept: float = 1.0) -> None:
         for index in agent.rows:
             row = self._rows[index]
@@ -228,15 +277,9 @@ class LoadBook:
     def _fade(self, now: float) -> None:
         """Others' requests end in about the time that one takes; once that is long past, nothing is known of them."""
         for name, agent in list(self._stale.items()):
-            row = self._rows[agent.rows[0]]
-            span = max(0.05, float(row["overhead_s"] + _TYPICAL_TOKENS / row["tokens_per_s"]))
+            span = agent.span_s or self._typical_s(agent.rows[0])
             kept = math.exp(-max(0.0, now - agent.heard) / span)
             if kept < _FORGOTTEN or not agent.others + agent.waiting:
                 agent.others = agent.waiting = 0.0
                 del self._stale[name]
             self._believe(agent, kept)
-
-
-# Of an answer that others wait for: nobody says how long those are.
-_TYPICAL_TOKENS = 100.0
-_FORGOTTEN = 0.05

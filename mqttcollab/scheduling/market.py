@@ -19,6 +19,8 @@ _REFRESH = 4
 # Of the price: the estimates are rough, and an idle slot is lost for sure.
 _CAUTION = 0.8
 _STEPS = 8
+# What is not known to take time takes this, in seconds.
+_LEAST_S = 1e-3
 
 
 class Market:
@@ -67,7 +69,7 @@ class Market:
         rows = fleet.rows
         took = rows["overhead_s"] + self._tokens[:count].mean() / rows["tokens_per_s"]
         took += self._prompts[:count].mean() / rows["prompt_tokens_per_s"]
-        rushing = self.rate() > float(np.sum(rows["slots"] / took))
+        rushing = self.rate() > float(np.sum(rows["slots"] / np.maximum(took, _LEAST_S)))
         if rushing and self._rushing_since is None:
             self._rushing_since = now
         elif not rushing and self._rushing_since is not None:

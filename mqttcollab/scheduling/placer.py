@@ -32,9 +32,17 @@ class Placer:
         """The same for a request that has come back without an answer."""
         return await self._settled(self.scheduler.again(demand.id, self.now))
 
-    def busy(self, placed: Placed) -> None:
-        """Its agent had no room for it."""
-        self.scheduler.busy(placed, self.now)
+    def beside(self, demand: Demand) -> Placed | None:
+        """A further agent for a request whose agent is late, if one is free."""
+        return self.scheduler.beside(demand.id, self.now)
+
+    def straggles_s(self, placed: Placed) -> float:
+        """After how many seconds its agent counts as late; infinite while too little is known."""
+        return self.scheduler.book.straggles_s(placed.row, placed.seconds)
+
+    def busy(self, placed: Placed, retry_after_s: float = 0.0) -> None:
+        """Its agent had no room for it, and may have again after so many seconds, if it says so."""
+        self.scheduler.busy(placed, self.now, retry_after_s)
         self._look_again()
 
     def ended(self, placed: Placed, *, seconds: float = 0.0, tokens: float = 0.0, failed: bool = False) -> None:
@@ -85,6 +93,6 @@ class Placer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wake = self.scheduler.next_time()
+        wake = self.scheduler.next_time(self.now)
         if math.isfinite(wake):
             self._timer = asyncio.get_running_loop().call_at(max(wake, self.now), self._look_again)

@@ -41,7 +41,7 @@ class Classic:
     def choose(self, demand: Demand, fleet: Fleet, now: float) -> Decision:
         """Whoever the rule picks, whatever it costs."""
         if not len(fleet):
-            return elsewhere(demand, now, "nobody offers it")
+            return elsewhere(demand, now, "nobody else offers it", "no_capability")
         picked = self.pick(fleet, demand, self._random)
         if picked is None:
             return elsewhere(demand, now, "no agent is free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy
 from mqttcollab.scheduling.fair import WaitingRoom
 from mqttcollab.scheduling.load import LoadBook
+
+_RECHECK_S = 0.1
 
 
 class Placed(NamedTuple):
@@ -75,11 +78,16 @@ class Scheduler:
             one.candidates = Candidates(one.candidates.rows[:0], one.candidates.scores[:0])
         return self._decide(one.demand, now)
 
-    def busy(self, placed: Placed, now: float) -> None:
-        """An agent had no room for a request; others may have."""
+    def beside(self, demand_id: str, now: float) -> Placed | None:
+        """A further agent for a request whose agent is late, if one is free; nobody waits for it."""
+        one = self._open[demand_id]
+        decision, candidates = self._choose(one, now)
+        return self._send(one, decision, candidates, now) if decision.kind == "agent" else None
+
+    def busy(self, placed: Placed, now: float, retry_after_s: float = 0.0) -> None:
+        """An agent had no room for a request. It is not struck off: it may have, while the request still waits."""
         self._back(placed, now)
-        self.book.busy(placed.row, now)
-        # The agent itself may be free again while the request still waits: it is not struck off.
+        self.book.busy(placed.row, now, retry_after_s)
 
     def ended(
         self, placed: Placed, now: float, *, seconds: float = 0.0, tokens: float = 0.0, failed: bool = False
@@ -91,15 +99,14 @@ class Scheduler:
             now: the scheduler's clock.
             seconds: how long the agent worked on it; 0 if nobody knows.
             tokens: that it wrote.
-            failed: it gave no answer; the request won't go there again.
+            failed: it gave no answer.
         """
         self._back(placed, now)
         one = self._open.get(placed.demand.id)
-        if failed:
-            if one is not None:
-                kept = one.candidates.rows != placed.row
-                one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
-        elif seconds > 0:
+        if one is not None:  # whoever is asked next, it is not the same again
+            kept = one.candidates.rows != placed.row
+            one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
+        if not failed and seconds > 0:
             self.book.measured(placed.row, seconds, tokens)
 
     def close(self, demand_id: str, now: float) -> None:
@@ -120,9 +127,11 @@ class Scheduler:
             placed.append(found)
         return placed
 
-    def next_time(self) -> float:
+    def next_time(self, now: float) -> float:
         """When `ready` has to be called at the latest; infinite if nobody waits."""
-        return min((demand.wait_until for demand in self._room), default=float("inf"))
+        due = min((demand.wait_until for demand in self._room), default=math.inf)
+        # Nothing tells us when others' work ends: it is looked at again and again.
+        return min(due, now + _RECHECK_S) if self._room and self.book.guessing else due
 
     def _next(self, now: float) -> Placed | None:
         for group in self._room.groups():
@@ -136,23 +145,27 @@ class Scheduler:
 
     def _decide(self, demand: Demand, now: float) -> Placed:
         one = self._open[demand.id]
-        candidates = one.candidates
-        if one.sent and len(candidates.rows):
-            left = ~np.isin(candidates.rows, list(one.sent))
-            candidates = Candidates(candidates.rows[left], candidates.scores[left])
-        decision = self.policy.choose(demand, self.book.fleet(candidates, now), now)
+        decision, candidates = self._choose(one, now)
         if decision.kind == "wait":
             self._room.add(demand)
             return Placed(demand, decision)
         self._room.remove(demand.id)
-        if decision.kind != "agent":
-            return Placed(demand, decision)
-        index = int(candidates.rows[decision.agent])
-        seconds = self.book.sent(index, demand, now)
-        one.sent[index] = seconds
+        return Placed(demand, decision) if decision.kind != "agent" else self._send(one, decision, candidates, now)
+
+    def _choose(self, one: _Open, now: float) -> tuple[Decision, Candidates]:
+        candidates = one.candidates
+        if one.sent and len(candidates.rows):
+            left = ~np.isin(candidates.rows, list(one.sent))
+            candidates = Candidates(candidates.rows[left], candidates.scores[left])
+        return self.policy.choose(one.demand, self.book.fleet(candidates, now), now), candidates
+
+    def _send(self, one: _Open, decision: Decision, candidates: Candidates, now: float) -> Placed:
+        row = int(candidates.rows[decision.agent])
+        seconds = self.book.sent(row, one.demand, now)
+        one.sent[row] = seconds
         one.attempts += 1
-        self._room.served(demand, seconds)
-        return Placed(demand, decision, index, seconds)
+        self._room.served(one.demand, seconds)
+        return Placed(one.demand, decision, row, seconds)
 
     def _back(self, placed: Placed, now: float) -> None:
         one = self._open.get(placed.demand.id)
