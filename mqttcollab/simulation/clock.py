@@ -7,9 +7,11 @@ import contextlib
 import math
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from mqttcollab.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class _Selector(selectors.SelectSelector):
@@ -32,7 +34,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return super().time() * self._speed_up
 
 
-async def in_fast_time[T](speed_up: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def in_fast_time(speed_up: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs work on an event loop of its own, in a thread, whose every second is so much shorter.
 
     Time-outs, pauses and all that is measured by the loop's clock shrink alike; a network takes its own time.
