@@ -20,7 +20,7 @@ from mqttcollab.scheduling.scheduler import Placed
 from mqttcollab.service import Answer
 from mqttcollab.simulation.clock import in_fast_time
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting
-from mqttcollab.topics import agent_topic, record_topic
+from mqttcollab.topics import agent_topic, check_agent, record_topic
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
 
@@ -72,6 +72,7 @@ async def replay(
     Raises:
         ConfigError: there are no devices, one is to be down, there is no such policy, or the speed-up is no number
             above 0.
+        TopicError: a device's name can't be an agent's.
         TransportError: the broker can't be reached.
         RuntimeFailure: an agent gave no answer.
     """
@@ -113,7 +114,7 @@ class _Hour:
         self.links: list[float] = []
         self.transport_s = _TRANSPORT_S * speed_up
         self._mark = secrets.token_hex(4)  # nobody else on the broker has these names
-        self.names = {f"{device.name}-{self._mark}": device for device in devices}
+        self.names = {check_agent(f"{device.name}-{self._mark}"): device for device in devices}
         self._options = AgentOptions(
             heartbeat_s=_DAY_S,
             report_s=0.0,
@@ -282,11 +283,14 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
 async def _clear(broker: str, names: Sequence[str]) -> None:
     """Takes away what is retained of agents that are gone for good; in time that runs as it should."""
     transport = MqttTransport(BrokerAddress.parse(broker), f"sweeper-{secrets.token_hex(4)}")
-    with contextlib.suppress(TransportError, TimeoutError):
+    try:
         async with asyncio.timeout(_TRANSPORT_S):
             await transport.connect()
             for name in names:
                 own = [agent_topic(name, leaf) for leaf in ("load", "profile", "status")]
                 for topic in (record_topic(SERVICE, name), *own):
                     await transport.publish(TransportMessage(topic, b"", retain=True))
-    await transport.close()
+    except (TransportError, TimeoutError):
+        pass  # without a broker there is nothing to clear, and whoever replays has heard of it
+    finally:
+        await transport.close()
