@@ -76,7 +76,7 @@ async def test_all_of_a_setting_is_replayed() -> None:
 async def test_a_longer_hour_agrees_within_a_few_per_cent(orchestrators: int) -> None:
     rows = await compare(
         DEVICES,
-        [bursts(1, 240)],
+        {1: bursts(1, 240)},
         ["random", "load-aware", "fastest-free", "frugal"],
         Setting(orchestrators=orchestrators),
         CLOUD,
@@ -138,11 +138,11 @@ async def test_the_comparison_is_told_per_policy() -> None:
     told: list[str] = []
     try:
         rows = await compare(
-            DEVICES, [bursts(1, 6)], ["frugal", "random"], Setting(), CLOUD, 1000.0, progress=told.append
+            DEVICES, {7: bursts(1, 6)}, ["frugal", "random"], Setting(), CLOUD, 1000.0, progress=told.append
         )
     except BrokerError as error:
         pytest.skip(str(error))
-    assert told == ["frugal, seed 0: 6 requests", "random, seed 0: 6 requests"]
+    assert told == ["frugal, seed 7: 6 requests", "random, seed 7: 6 requests"]
     assert [row.policy for row in rows] == ["frugal", "random"]
     for row in rows:
         assert (row.seeds, row.arrivals) == (1, 6)
@@ -166,7 +166,7 @@ def test_a_difference_is_in_per_cent_of_the_simulated_figure() -> None:
 
 
 async def test_nothing_to_compare_is_said() -> None:
-    for hours, policies in (([], ["frugal"]), ([bursts(1, 3)], [])):
+    for hours, policies in (({}, ["frugal"]), ({0: bursts(1, 3)}, [])):
         with pytest.raises(ConfigError, match="nothing to compare"):
             await compare(DEVICES, hours, policies, Setting(), CLOUD)
 

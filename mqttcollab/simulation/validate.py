@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting
 from mqttcollab.simulation.replay import measured_replay
 
 DEFAULT_SPEED_UP = 60.0
+# What is compared where nobody says what: the yardstick, and what is used.
+DEFAULT_POLICIES = ("load-aware", "frugal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Compared:
 
 async def compare(
     devices: Sequence[Device],
-    hours: Sequence[Sequence[Arrival]],
+    hours: Mapping[int, Sequence[Arrival]],
     policies: Sequence[str],
     setting: Setting,
     cloud: Cloud,
@@ -76,7 +78,7 @@ async def compare(
 
     Args:
         devices: the fleet; none is down at any time.
-        hours: arrivals, one sequence per seed.
+        hours: arrivals, by the seed.
         policies: their names.
         setting: what is varied.
         cloud: prices and speed of the cloud.
@@ -97,7 +99,7 @@ async def compare(
         url = broker or (await stack.enter_async_context(Broker("mosquitto"))).info.url
         for policy in policies:
             simulated, real = [], []
-            for seed, arrivals in enumerate(hours):
+            for seed, arrivals in hours.items():
                 progress(f"{policy}, seed {seed}: {len(arrivals)} requests")
                 real.append(await measured_replay(devices, arrivals, policy, setting, cloud, speed_up, seed, url))
                 linked = [replace(device, link_s=real[-1].link_s) for device in devices]
@@ -108,7 +110,7 @@ async def compare(
                     policy,
                     setting,
                     len(hours),
-                    statistics.fmean(map(len, hours)),
+                    statistics.fmean(map(len, hours.values())),
                     statistics.fmean(one.link_s for one in real),
                     _mean(simulated),
                     _mean([one.result for one in real]),
