@@ -14,6 +14,7 @@ from fleet import Watcher, client
 from harness import running
 
 from mqttcollab.broker import Broker
+from mqttcollab.cli.validate import run_validation
 from mqttcollab.errors import BrokerError, ConfigError, MqttCollabError
 from mqttcollab.simulation.clock import in_fast_time
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting, Simulation
@@ -169,6 +170,20 @@ async def test_nothing_to_compare_is_said() -> None:
     for hours, policies in (({}, ["frugal"]), ({0: bursts(1, 3)}, [])):
         with pytest.raises(ConfigError, match="nothing to compare"):
             await compare(DEVICES, hours, policies, Setting(), CLOUD)
+
+
+def test_the_command_prints_a_row_per_setting_and_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    hours, settings = {0: bursts(1, 6)}, [Setting(), Setting(orchestrators=2)]
+    for json_wanted in (False, True):
+        run_validation(
+            DEVICES, CLOUD, hours, ("random",), settings, speed_up=1000.0, broker=None, json_wanted=json_wanted
+        )
+    *table, data = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[:3] for line in table[1:-1]] == [["random", "1", "0"], ["random", "2", "0"]]
+    assert "1000 simulated seconds per second" in table[-1]
+    runs = json.loads(data)["runs"]
+    assert [run["setting"]["orchestrators"] for run in runs] == [1, 2]
+    assert all(run["real"]["processed"] + run["real"]["redirected"] == 6 for run in runs)
 
 
 # The clock
