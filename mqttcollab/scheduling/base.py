@@ -34,6 +34,9 @@ AGENT = np.dtype(
         ("asleep", "?"),
     ]
 )
+# What is not known to take time takes this, in seconds.
+_LEAST_S = 1e-3
+
 Rows = NDArray[np.void]
 Floats = NDArray[np.float64]
 
@@ -112,6 +115,10 @@ class Fleet:
             found += demand.prompt_tokens / rows["prompt_tokens_per_s"]
         return np.asarray(found)
 
+    def work_s(self, demand: Demand) -> float:
+        """How long all of them together would take, were it divisible."""
+        return 1 / float(np.sum(self.rows["slots"] / np.maximum(self.seconds(demand), _LEAST_S)))
+
     def prices(self, demand: Demand) -> Floats:
         """(n,): what each would charge, in US dollars."""
         rows = self.rows
@@ -181,3 +188,9 @@ def elsewhere(demand: Demand, now: float, why: str, code: ErrorCode = "busy") ->
         reason = f"the cloud would need {demand.cloud_s:.1f} s: too late"
         return Decision("refuse", f"{why}, and {reason}", code="deadline_exceeded")
     return Decision("refuse", f"{why}, and {demand.no_cloud or 'there is no cloud'}", code=code)
+
+
+def too_late(demand: Demand, now: float, seconds: float) -> Decision:
+    """The decision where no agent would be done in time; `seconds` is what the fastest needs from now on."""
+    why = f"no agent would be done in less than {seconds:.1f} s, and {demand.deadline - now:.1f} s are left"
+    return elsewhere(demand, now, why, "deadline_exceeded")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mqttcollab.scheduling.base import Decision, Demand, Fleet, Floats, elsewhere
+from mqttcollab.scheduling.base import Decision, Demand, Fleet, Floats, elsewhere, too_late
 from mqttcollab.scheduling.market import Market
 
 # An agent less able than the best by more than this gets nothing that the best could do.
@@ -16,7 +16,6 @@ _SLACK = 0.1
 # Of a slot: who was busy with others' work a while ago is worth asking before the cloud is.
 _MAYBE = 0.2
 _TIE = 1e-3
-_LEAST_S = 1e-3
 # What a request in front of ours costs, per slot, in the units of a candidate's score.
 WAITING_COST = 0.1
 
@@ -60,7 +59,7 @@ class Frugal:
         best = int(np.argmin(np.where(free, seconds + _TIE * fleet.load(), np.inf)))
         took = float(seconds[best])
         if count == 1 and math.isfinite(demand.cloud_usd):
-            price = self.market.price(fleet.rows[best], took, now)
+            price = self.market.price(fleet.rows[best], took)
             if price > demand.cloud_usd:
                 why = f"the last free slot (@{fleet.name(best)}) is worth {price:.5f} US dollars to what comes next"
                 return self._later(demand, now, why)
@@ -73,41 +72,37 @@ class Frugal:
         if len(waiting) < 2:
             return waiting
         by_urgency = sorted(waiting, key=lambda demand: demand.wait_until)
-        pace = _pace(fleet, by_urgency[0])
+        work = {demand.id: fleet.work_s(demand) for demand in by_urgency}
+        # (saved per second of the fleet, saved): who is shed first.
+        worth = {demand.id: (round(demand.cloud_usd / work[demand.id], 9), demand.cloud_usd) for demand in by_urgency}
         kept: list[Demand] = []
         shed: list[Demand] = []
+        begins = now
         for demand in by_urgency:
             kept.append(demand)
-            if now + (len(kept) - 1) * pace > demand.wait_until:
-                cheapest = min(kept, key=lambda one: one.cloud_usd)
+            if begins > demand.wait_until:
+                cheapest = min(kept, key=lambda one: worth[one.id])
                 kept.remove(cheapest)
                 shed.append(cheapest)
-        return [*kept, *sorted(shed, key=lambda one: -one.cloud_usd)]
+                begins -= work[cheapest.id]
+            begins += work[demand.id]
+        return [*kept, *sorted(shed, key=lambda one: worth[one.id], reverse=True)]
 
     def _nobody(self, demand: Demand, fleet: Fleet, fits: NDArray[np.bool_], now: float) -> Decision:
         if not fits.any():
             if (fleet.prices(demand) > demand.budget_usd).all():
                 return elsewhere(demand, now, "every agent charges more than the budget", "quota_exceeded")
-            return _too_late(demand, now, float(np.min(fleet.seconds(demand))))
+            return too_late(demand, now, float(np.min(fleet.seconds(demand))))
         maybe = fleet.free(_MAYBE) & fits
         if maybe.any():
             likeliest = int(np.argmax(np.where(maybe, fleet.rows["slots"] - fleet.rows["running"], -np.inf)))
             return Decision("agent", f"@{fleet.name(likeliest)} may be free again: asking costs little", likeliest)
-        # The soonest of those that do our own work, if it is all in turn.
-        soonest = fleet.rows["backlog_s"] / fleet.rows["slots"] ** 2 + fleet.seconds(demand)
-        if now + float(np.min(np.where(fits, soonest, np.inf))) > demand.deadline:
-            return _too_late(demand, now, float(np.min(soonest)))
         return self._later(demand, now, "no agent is free")
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:
         if now < demand.wait_until:
             return Decision("wait", why, until=demand.wait_until)
         return elsewhere(demand, now, why)
-
-
-def _too_late(demand: Demand, now: float, seconds: float) -> Decision:
-    why = f"no agent would be done in less than {seconds:.1f} s, and {demand.deadline - now:.1f} s are left"
-    return elsewhere(demand, now, why, "deadline_exceeded")
 
 
 def hardship(fleet: Fleet) -> Floats:
@@ -125,8 +120,3 @@ _WARM, _HEAT = 0.7, 3.3
 # An agent whose battery lasts no hour counts as so many times slower.
 _EMPTY = 4.0
 _WORST_LINK = 0.1
-
-
-def _pace(fleet: Fleet, typical: Demand) -> float:
-    """Seconds from one slot that is given free to the next."""
-    return 1 / float(np.sum(fleet.rows["slots"] / np.maximum(fleet.seconds(typical), _LEAST_S)))

@@ -17,7 +17,7 @@ _LEAST_SAMPLES = 16
 _RUSH_S, _RUSHES = 30.0, 20
 _REFRESH = 4
 # Of the price: the estimates are rough, and an idle slot is lost for sure.
-_CAUTION = 0.8
+_CAUTION = 0.9
 _STEPS = 8
 # What is not known to take time takes this, in seconds.
 _LEAST_S = 1e-3
@@ -78,16 +78,15 @@ class Market:
             self._rushes = min(self._rushes + 1, _RUSHES)
             self._rushing_since = None
 
-    def price(self, agent: Any, seconds: float, now: float) -> float:
+    def price(self, agent: Any, seconds: float) -> float:
         """What a slot of an agent is worth that is given away for so many seconds, in US dollars.
 
         Args:
             agent: its row.
             seconds: how long it is taken.
-            now: the scheduler's clock.
         """
-        count = min(self._seen, _SAMPLES)
         rate = self.rate()
+        count = min(self._seen, _SAMPLES)
         if count < _LEAST_SAMPLES or not rate:
             return 0.0
         ends = 1 / self._rush_s

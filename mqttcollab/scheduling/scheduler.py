@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy
+from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy, too_late
 from mqttcollab.scheduling.fair import WaitingRoom
 from mqttcollab.scheduling.load import LoadBook
 
@@ -65,11 +65,17 @@ class Scheduler:
         """Decides where a new request goes."""
         self._open[demand.id] = _Open(demand, candidates)
         self.policy.arrived(demand)
-        if len(self._room) and any(other.priority >= demand.priority for other in self._room):
-            # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
-            self._room.add(demand)
-            return Placed(demand, Decision("wait", "others wait as well", until=now))
-        return self._decide(demand, now)
+        ahead = [other for other in self._room if other.priority >= demand.priority]
+        if not ahead:
+            return self._decide(demand, now)
+        # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
+        fleet = self.book.fleet(candidates, now)
+        if len(fleet) and math.isfinite(demand.deadline):
+            seconds = sum(map(fleet.work_s, ahead)) + float(np.min(fleet.seconds(demand)))
+            if now + seconds > demand.deadline:
+                return Placed(demand, too_late(demand, now, seconds))
+        self._room.add(demand)
+        return Placed(demand, Decision("wait", "others wait as well", until=now))
 
     def again(self, demand_id: str, now: float) -> Placed:
         """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out."""
