@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from mqttcollab.broker import Broker
 from mqttcollab.cli.show import console, errors, print_json, print_plain
 from mqttcollab.cli.signals import run
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Setting
@@ -56,8 +58,10 @@ async def _compared(
     broker: str | None,
 ) -> list[Compared]:
     rows: list[Compared] = []
-    for setting in settings:
-        rows += await compare(devices, hours, policies, setting, cloud, speed_up, broker, _progress)
+    async with contextlib.AsyncExitStack() as stack:
+        url = broker or (await stack.enter_async_context(Broker("mosquitto"))).info.url
+        for setting in settings:
+            rows += await compare(devices, hours, policies, setting, cloud, url, speed_up, _progress)
     return rows
 
 

@@ -120,7 +120,7 @@ class _Hour:
             report_s=0.0,
             queue_size=setting.queue_size,
             grace_s=0.0,
-            connection=MqttOptions(timeout_s=self.transport_s),
+            connection=MqttOptions(timeout_s=self.transport_s, backoff_s=speed_up, backoff_max_s=3 * speed_up),
         )
 
     async def go(self, arrivals: Sequence[Arrival], policy: str, seed: int, broker: str) -> None:

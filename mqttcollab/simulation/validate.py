@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mqttcollab.broker import Broker
 from mqttcollab.errors import ConfigError
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting, Simulation
-from mqttcollab.simulation.replay import measured_replay
+from mqttcollab.simulation.replay import Replayed, measured_replay
 
 DEFAULT_SPEED_UP = 60.0
 # What is compared where nobody says what: the yardstick, and what is used.
@@ -68,8 +66,8 @@ async def compare(
     policies: Sequence[str],
     setting: Setting,
     cloud: Cloud,
+    broker: str,
     speed_up: float = DEFAULT_SPEED_UP,
-    broker: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Compared]:
     """Runs the policies over the same requests, on a broker and simulated, one after the other.
@@ -82,41 +80,46 @@ async def compare(
         policies: their names.
         setting: what is varied.
         cloud: prices and speed of the cloud.
+        broker: its URL.
         speed_up: simulated seconds per second; the default makes an hour a minute, per policy and seed. The faster,
             the more the broker's and the machine's own time blurs what is compared.
-        broker: its URL; None starts a Mosquitto for it.
         progress: told what comes next, in words.
 
     Raises:
         ConfigError: there is nothing to run, or as `replay`.
         TransportError, RuntimeFailure: as `replay`.
-        BrokerError: there is no Mosquitto.
     """
     if not hours or not policies:
         raise ConfigError("there is nothing to compare: name at least one policy and one seed")
     rows = []
-    async with contextlib.AsyncExitStack() as stack:
-        url = broker or (await stack.enter_async_context(Broker("mosquitto"))).info.url
-        for policy in policies:
-            simulated, real = [], []
-            for seed, arrivals in hours.items():
-                progress(f"{policy}, seed {seed}: {len(arrivals)} requests")
-                real.append(await measured_replay(devices, arrivals, policy, setting, cloud, speed_up, seed, url))
-                linked = [replace(device, link_s=real[-1].link_s) for device in devices]
-                simulation = Simulation(linked, arrivals, policy, setting, cloud, seed)
-                simulated.append(await asyncio.to_thread(simulation.run))
-            rows.append(
-                Compared(
-                    policy,
-                    setting,
-                    len(hours),
-                    statistics.fmean(map(len, hours.values())),
-                    statistics.fmean(one.link_s for one in real),
-                    _mean(simulated),
-                    _mean([one.result for one in real]),
-                )
-            )
+    for policy in policies:
+        simulated, real = [], []
+        for seed, arrivals in hours.items():
+            progress(f"{policy}, seed {seed}: {len(arrivals)} requests")
+            real.append(await measured_replay(devices, arrivals, policy, setting, cloud, speed_up, seed, broker))
+            linked = [replace(device, link_s=real[-1].link_s) for device in devices]
+            simulation = Simulation(linked, arrivals, policy, setting, cloud, seed)
+            simulated.append(await asyncio.to_thread(simulation.run))
+        rows.append(_row(policy, setting, hours, simulated, real))
     return rows
+
+
+def _row(
+    policy: str,
+    setting: Setting,
+    hours: Mapping[int, Sequence[Arrival]],
+    simulated: Sequence[Result],
+    real: Sequence[Replayed],
+) -> Compared:
+    return Compared(
+        policy,
+        setting,
+        seeds=len(hours),
+        arrivals=statistics.fmean(map(len, hours.values())),
+        link_s=statistics.fmean(one.link_s for one in real),
+        simulated=_mean(simulated),
+        real=_mean([one.result for one in real]),
+    )
 
 
 def _mean(results: Sequence[Result]) -> Counts:
