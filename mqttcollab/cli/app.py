@@ -176,14 +176,23 @@ def orchestrator(
     ] = None,
     phrasing: Annotated[str | None, typer.Option(help="Service of a language model that phrases answers.")] = None,
     answers: Annotated[int, typer.Option(min=1, help="How many agents answer the same, and vote.")] = 1,
+    policy: Annotated[str, typer.Option(help="Who gets a subtask: see docs/scheduling.md.")] = "frugal",
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that a subtask waits for a free agent before it goes to the cloud.")
+    ] = 3.0,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT=N", help="A tenant's share where requests wait; 1 for those not named."),
+    ] = None,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
     """Run an orchestrator."""
-    from mqttcollab.cli.run import Decisions, run_orchestrator
+    from mqttcollab.cli.run import Decisions, run_orchestrator, tenant_weights
 
     logging.getLogger().setLevel(logging.INFO)
-    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers)
+    placing = (policy, patience, tenant_weights(weight or []))
+    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers, *placing)
     run_orchestrator(name, embedder, decisions, place, broker)
 
 

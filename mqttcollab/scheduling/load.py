@@ -91,6 +91,7 @@ class LoadBook:
         self._agents: dict[str, _Agent] = {}
         self._speeds: dict[int, Quantiles] = {}
         self._seconds: dict[int, Quantiles] = {}
+        self._wordiness: dict[int, Quantiles] = {}
         self._lengths: dict[str, Quantiles] = {}
         self._services: list[str] = []
         self._stale: dict[str, _Agent] = {}  # whose others' work is believed to shrink
@@ -109,6 +110,7 @@ class LoadBook:
             self._services.append(service)
             self._agents.setdefault(agent, _Agent()).rows.append(index)
             row = self._rows[index]
+            row["wordiness"] = 1.0
             for field in ("battery", "drain_per_h", "thermal", "link"):
                 row[field] = math.nan
         row = self._rows[index]
@@ -160,8 +162,15 @@ class LoadBook:
         self._rows["backlog_s"][index] = max(0.0, self._rows["backlog_s"][index] - expected_s) if agent.own else 0.0
         self._believe(agent)
 
-    def measured(self, index: int, seconds: float, tokens: float) -> None:
-        """Learns from an answer: how long the agent worked on it, and the tokens that it wrote (0: no model)."""
+    def measured(self, index: int, seconds: float, tokens: float, expected: float) -> None:
+        """Learns from an answer.
+
+        Args:
+            index: the agent's row.
+            seconds: how long it worked on it.
+            tokens: that it wrote; 0 if no language model did.
+            expected: that it was expected to write.
+        """
         if not (math.isfinite(seconds) and seconds > 0 and tokens >= 0):
             return
         self._agents[self._names[index]].span_s = 0.0
@@ -169,8 +178,11 @@ class LoadBook:
             self._lengths.setdefault(self._services[index], Quantiles()).add(tokens)
             known = self._speeds.setdefault(index, Quantiles())
             known.add(tokens / seconds)
+            wordiness = self._wordiness.setdefault(index, Quantiles())
+            wordiness.add(tokens / max(1.0, expected))
             if len(known) >= _LEAST_SEEN:
                 self._rows["tokens_per_s"][index] = known.at(_SPEED)
+                self._rows["wordiness"][index] = wordiness.at(0.5)
         else:
             known = self._seconds.setdefault(index, Quantiles())
             known.add(seconds)
@@ -195,7 +207,7 @@ class LoadBook:
         """How long an agent should take for a request, in seconds."""
         row = self._rows[index]
         prompt = demand.prompt_tokens / row["prompt_tokens_per_s"] if demand.prompt_tokens else 0.0
-        return float(row["overhead_s"] + prompt + demand.tokens / row["tokens_per_s"])
+        return float(row["overhead_s"] + prompt + demand.tokens * row["wordiness"] / row["tokens_per_s"])
 
     def tokens(self, service: str) -> float:
         """How many tokens an answer of a service has: the median of those seen."""

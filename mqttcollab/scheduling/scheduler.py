@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from mqttcollab.scheduling.base import Candidates, Decision, Demand, Policy, too_late
+from mqttcollab.scheduling.base import Candidates, Decision, Demand, Fleet, Policy, too_late
 from mqttcollab.scheduling.fair import WaitingRoom
 from mqttcollab.scheduling.load import LoadBook
 
@@ -71,7 +71,7 @@ class Scheduler:
         # Those that wait for a slot go first where one has become free meanwhile; the policy sees them together.
         fleet = self.book.fleet(candidates, now)
         if len(fleet) and math.isfinite(demand.deadline):
-            seconds = sum(map(fleet.work_s, ahead)) + float(np.min(fleet.seconds(demand)))
+            seconds = _wait_s(demand, ahead, fleet) + float(np.min(fleet.seconds(demand)))
             if now + seconds > demand.deadline:
                 return Placed(demand, too_late(demand, now, seconds))
         self._room.add(demand)
@@ -113,7 +113,7 @@ class Scheduler:
             kept = one.candidates.rows != placed.row
             one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
         if not failed and seconds > 0:
-            self.book.measured(placed.row, seconds, tokens)
+            self.book.measured(placed.row, seconds, tokens, placed.demand.tokens)
 
     def close(self, demand_id: str, now: float) -> None:
         """Ends a request, answered or given up."""
@@ -177,3 +177,11 @@ class Scheduler:
         one = self._open.get(placed.demand.id)
         if one is not None and one.sent.pop(placed.row, None) is not None:
             self.book.ended(placed.row, placed.seconds, now)
+
+
+def _wait_s(demand: Demand, ahead: Sequence[Demand], fleet: Fleet) -> float:
+    """How long those ahead keep the whole fleet busy; of other tenants no more than goes first by fair queueing."""
+    work = {other.id: fleet.work_s(other) for other in ahead}
+    own = sum(work[other.id] for other in ahead if other.tenant == demand.tenant)
+    tenants = len({other.tenant for other in ahead} - {demand.tenant})
+    return min(sum(work.values()), own + tenants * (own + fleet.work_s(demand)))
