@@ -259,7 +259,7 @@ class Simulation:
         for placed in scheduler.ready(self.now):
             self._go(self._jobs[placed.demand.id], placed)
         wake = scheduler.next_time(self.now)
-        if wake < orchestrator.wake or orchestrator.wake < self.now:
+        if wake < orchestrator.wake or orchestrator.wake <= self.now:
             orchestrator.wake = wake
             self._at(wake, lambda: self._look_again(orchestrator))
 
