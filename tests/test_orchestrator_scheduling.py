@@ -142,6 +142,21 @@ async def test_what_must_not_leave_the_edge_does_not_and_says_so(mosquitto: Brok
     assert not far.asked
 
 
+async def test_a_budget_of_zero_pays_for_no_cloud(mosquitto: Broker) -> None:
+    harbour, far = Worker("harbour-1"), cloud()
+    async with city(mosquitto.info.url, harbour, far, patience_s=0.2) as test:
+        assert text(await test.ask(budget_usd=0.0)) == "@harbour-1"
+        first = await occupied(test, harbour)
+        with pytest.raises(
+            RequestError, match=r"the cloud would cost 0\.\d+ US dollars of a budget of 0\.0000"
+        ) as refused:
+            await test.ask(budget_usd=0.0)
+        assert refused.value.code == "quota_exceeded"
+        harbour.gate.set()
+        await first
+    assert not far.asked
+
+
 async def test_a_measurement_is_not_to_be_had_from_the_cloud(mosquitto: Broker) -> None:
     vane, far = Worker("vane-1", WIND), cloud()
     async with city(mosquitto.info.url, vane, far, patience_s=0.2) as test:
