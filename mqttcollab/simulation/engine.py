@@ -303,6 +303,7 @@ class Simulation:
         if job.placed is not placed or job.begun >= 0 or job not in machine.queue:
             return
         machine.queue.remove(job)
+        self._report(machine)
         job.placed = None
         job.orchestrator.scheduler.ended(placed, self.now, failed=True)
         self._again(job)
