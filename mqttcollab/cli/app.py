@@ -321,7 +321,7 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="NAME:FROM-TO", help="A device is down between these seconds; may be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 10,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default="10; of --validate 1")] = None,
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     jobs: Annotated[int | None, typer.Option(help="How many processes.", show_default="the cores")] = None,
     bound: Annotated[bool, typer.Option(help="Solve for the least that the cloud can cost.")] = True,
@@ -329,10 +329,19 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="FILE", help="Draw it as .png or .svg; a folder, or no ending: both. May be repeated."),
     ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Replay it over a broker as well, and compare; no bound, no plot.")
+    ] = False,
+    speed_up: Annotated[
+        float | None, typer.Option(help="Simulated seconds in a second of --validate.", show_default="60")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="URL of a broker for --validate.", show_default="starts a Mosquitto")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a fleet's hour under scheduling policies, beside the least that the cloud could cost."""
-    from mqttcollab.cli.simulate import Grid, run_simulation
+    from mqttcollab.cli.simulate import Grid, run_simulation, validate_simulation
 
     grid = Grid(
         policy or [],
@@ -342,6 +351,18 @@ def simulate(
         length_error or [0.0],
         patience or [0.0],
     )
+    if validate:
+        # One seed takes a minute per policy.
+        return validate_simulation(
+            grid,
+            fleet=fleet,
+            trace=trace,
+            hours=hours,
+            seeds=range(seed, seed + (1 if seeds is None else seeds)),
+            speed_up=speed_up,
+            broker=broker,
+            json_wanted=as_json,
+        )
     run_simulation(
         grid,
         fleet=fleet,
@@ -349,7 +370,7 @@ def simulate(
         hours=hours,
         crash=crash,
         down=down or [],
-        seeds=seeds,
+        seeds=10 if seeds is None else seeds,
         seed=seed,
         jobs=jobs,
         bound=bound,

@@ -113,6 +113,37 @@ def run_simulation(
         print_plain(f"written: {', '.join(map(str, paths))}")
 
 
+def validate_simulation(
+    grid: Grid,
+    *,
+    fleet: Path | None,
+    trace: Path | None,
+    hours: float | None,
+    seeds: Sequence[int],
+    speed_up: float | None,
+    broker: str | None,
+    json_wanted: bool,
+) -> None:
+    """Replays each load's arrivals over a broker too, and prints how far the two are apart."""
+    from mqttcollab.cli.validate import run_validation
+
+    if not seeds:
+        raise ConfigError("--seeds is less than 1; use 1 or more")
+    scenes, source, devices = grid.scenes(), _source(trace, hours), read_fleet(fleet)
+    grid.checked_policies()
+    for load in dict.fromkeys(scene.load for scene in scenes):
+        run_validation(
+            devices.devices,
+            devices.cloud,
+            {seed: source.arrivals(load, devices.devices, seed) for seed in seeds},
+            grid.policies,
+            [scene.setting for scene in scenes if scene.load == load],
+            speed_up=speed_up,
+            broker=broker,
+            json_wanted=json_wanted,
+        )
+
+
 def _check(option: str, values: Iterable[float], right: Callable[[float], bool], wanted: str) -> None:
     for value in values:
         if not (math.isfinite(value) and right(value)):
