@@ -175,15 +175,17 @@ def test_the_command_prints_a_row_per_setting_and_policy(capsys: pytest.CaptureF
         find_broker("mosquitto")
     except BrokerError as error:
         pytest.skip(str(error))
-    hours, settings = {0: bursts(1, 6)}, [Setting(), Setting(orchestrators=2)]
+    hours, settings = {0.5: {0: bursts(1, 6)}}, [Setting(), Setting(orchestrators=2)]
     for json_wanted in (False, True):
         run_validation(
             DEVICES, CLOUD, hours, ("random",), settings, speed_up=1000.0, broker=None, json_wanted=json_wanted
         )
-    *table, data = capsys.readouterr().out.splitlines()
+    title, *table, data = capsys.readouterr().out.splitlines()
+    assert title == "load 0.5"
     assert [line.split("\t")[:3] for line in table[1:-1]] == [["random", "1", "0"], ["random", "2", "0"]]
     assert "1000 simulated seconds per second" in table[-1]
     runs = json.loads(data)["runs"]
+    assert [run["load"] for run in runs] == [0.5, 0.5]
     assert [run["setting"]["orchestrators"] for run in runs] == [1, 2]
     assert all(run["real"]["processed"] + run["real"]["redirected"] == 6 for run in runs)
 

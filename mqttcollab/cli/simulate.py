@@ -131,17 +131,17 @@ def validate_simulation(
         raise ConfigError("--seeds is less than 1; use 1 or more")
     scenes, source, devices = grid.scenes(), _source(trace, hours), read_fleet(fleet)
     grid.checked_policies()
-    for load in dict.fromkeys(scene.load for scene in scenes):
-        run_validation(
-            devices.devices,
-            devices.cloud,
-            {seed: source.arrivals(load, devices.devices, seed) for seed in seeds},
-            grid.policies,
-            [scene.setting for scene in scenes if scene.load == load],
-            speed_up=speed_up,
-            broker=broker,
-            json_wanted=json_wanted,
-        )
+    loads = dict.fromkeys(scene.load for scene in scenes)
+    run_validation(
+        devices.devices,
+        devices.cloud,
+        {load: {seed: source.arrivals(load, devices.devices, seed) for seed in seeds} for load in loads},
+        grid.policies,
+        list(dict.fromkeys(scene.setting for scene in scenes)),
+        speed_up=speed_up,
+        broker=broker,
+        json_wanted=json_wanted,
+    )
 
 
 def _check(option: str, values: Iterable[float], right: Callable[[float], bool], wanted: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +21,7 @@ _FIGURES = {"processed": "processed", "redirected": "redirected", "rejected": "r
 def run_validation(
     devices: Sequence[Device],
     cloud: Cloud,
-    hours: Mapping[int, Sequence[Arrival]],
+    hours: Mapping[float, Mapping[int, Sequence[Arrival]]],
     policies: Sequence[str],
     settings: Sequence[Setting],
     *,
@@ -33,7 +34,7 @@ def run_validation(
     Args:
         devices: the fleet.
         cloud: prices and speed of the cloud.
-        hours: arrivals, by the seed.
+        hours: arrivals, by load and seed.
         policies: their names; none: DEFAULT_POLICIES.
         settings: what is varied.
         speed_up: simulated seconds per second; None for an hour in a minute.
@@ -43,25 +44,27 @@ def run_validation(
     pace = DEFAULT_SPEED_UP if speed_up is None else speed_up
     rows = run(_compared(devices, cloud, hours, policies or DEFAULT_POLICIES, settings, pace, broker))
     if json_wanted:
-        print_json({"runs": [row.as_json() for row in rows]})
-    else:
-        _show(rows, pace)
+        print_json({"runs": [{"load": load, **row.as_json()} for load, found in rows.items() for row in found]})
+        return
+    for load, found in rows.items():
+        print_plain(f"load {load:g}")
+        _show(found, pace)
 
 
 async def _compared(
     devices: Sequence[Device],
     cloud: Cloud,
-    hours: Mapping[int, Sequence[Arrival]],
+    hours: Mapping[float, Mapping[int, Sequence[Arrival]]],
     policies: Sequence[str],
     settings: Sequence[Setting],
     speed_up: float,
     broker: str | None,
-) -> list[Compared]:
-    rows: list[Compared] = []
+) -> dict[float, list[Compared]]:
+    rows: dict[float, list[Compared]] = {load: [] for load in hours}
     async with contextlib.AsyncExitStack() as stack:
         url = broker or (await stack.enter_async_context(Broker("mosquitto"))).info.url
-        for setting in settings:
-            rows += await compare(devices, hours, policies, setting, cloud, url, speed_up, _progress)
+        for load, setting in itertools.product(hours, settings):
+            rows[load] += await compare(devices, hours[load], policies, setting, cloud, url, speed_up, _progress)
     return rows
 
 
