@@ -1,6 +1,6 @@
 """All benchmarks: `python -m benchmarks [--json] [--rounds N]`."""
 
-from benchmarks import agent_start, area, embedding_size, orchestrator_overhead, request_reply
+from benchmarks import agent_start, area, choosing, embedding_size, orchestrator_overhead, request_reply
 from benchmarks.collaboration import run as collaboration
 from benchmarks.common import run_all
 
@@ -8,6 +8,14 @@ if __name__ == "__main__":
     run_all(
         [
             module.BENCHMARK
-            for module in (request_reply, orchestrator_overhead, agent_start, embedding_size, area, collaboration)
+            for module in (
+                request_reply,
+                orchestrator_overhead,
+                agent_start,
+                embedding_size,
+                area,
+                choosing,
+                collaboration,
+            )
         ]
     )

@@ -255,7 +255,7 @@ class Agent(Declaration):
             ttl_s: seconds until the question is void.
             idle_s: seconds without a sign of life (parts count) after which to give up earlier.
             on_part: asks for a stream, and is called with every part.
-            **fields: further fields of the request: session, tenant, budget_usd, may_leave_edge.
+            **fields: further fields of the request: session, tenant, budget_usd, may_leave_edge, max_wait_ms, priority.
 
         Raises:
             RequestError: nobody offers it (`no_capability`), or the answer is an error; DeadlineExceeded in time.

@@ -307,7 +307,7 @@ def offer(name: str, service: str = WIND) -> Ranked:
     return Ranked(Offer(ServiceRecord(agent=name, service=service), AgentView(name)), candidate)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answering(Asking):
     """Asks a function instead of agents."""
 

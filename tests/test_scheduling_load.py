@@ -149,21 +149,29 @@ def test_a_row_without_requests_has_no_backlog_whatever_the_agents_other_rows_ha
 def test_speed_is_learnt_from_the_third_answer_on_and_terms_count_until_then() -> None:
     book, candidates = book_of({"a": 50.0})
     for seconds in (5.0, 10.0):
-        book.measured(0, seconds, 100)
+        book.measured(0, seconds, 100, 100)
     book.row("a", "s", Terms(40.0))
     assert book.fleet(candidates, 0.0).rows["tokens_per_s"][0] == 40
-    book.measured(0, 20.0, 100)
+    book.measured(0, 20.0, 100, 100)
     assert book.fleet(candidates, 0.0).rows["tokens_per_s"][0] == 10, "of 5, 10 and 20 a second"
     book.row("a", "s", Terms(30.0))
     assert book.fleet(candidates, 0.0).rows["tokens_per_s"][0] == 10
     assert book.tokens("s") == 100
 
 
+def test_who_writes_more_than_was_expected_takes_longer() -> None:
+    book, candidates = book_of({"a": 50.0})
+    for tokens in (300.0, 200.0, 1e9):
+        book.measured(0, tokens / 10, tokens, 100)
+    assert book.fleet(candidates, 0.0).rows["wordiness"][0] == 3
+    assert book.expected_s(0, demand()) == book.fleet(candidates, 0.0).seconds(demand())[0] == 30
+
+
 def test_without_tokens_seconds_are_learnt() -> None:
     book, candidates = book_of({"a": math.inf})
     assert book.tokens("s") == 100, "nobody knows"
     for seconds in (1.0, 3.0, 2.0):
-        book.measured(0, seconds, 0)
+        book.measured(0, seconds, 0, 100)
     assert book.fleet(candidates, 0.0).rows["overhead_s"][0] == 2
     assert book.expected_s(0, demand()) == 2
 
@@ -175,7 +183,7 @@ def test_without_tokens_seconds_are_learnt() -> None:
 def test_what_can_not_have_been_measured_is_passed_over(seconds: float, tokens: float) -> None:
     book, candidates = book_of({"a": 50.0})
     for _ in range(5):
-        book.measured(0, seconds, tokens)
+        book.measured(0, seconds, tokens, 100)
     rows = book.fleet(candidates, 0.0).rows
     assert (rows["tokens_per_s"][0], rows["overhead_s"][0]) == (50, 0)
     assert math.isinf(book.straggles_s(0, 1.0))
@@ -185,7 +193,7 @@ def test_what_can_not_have_been_measured_is_passed_over(seconds: float, tokens: 
 def test_a_speed_beyond_reason_does_no_harm(seconds: float, tokens: float) -> None:
     book, candidates = book_of({"a": 50.0})
     for _ in range(3):
-        book.measured(0, seconds, tokens)
+        book.measured(0, seconds, tokens, 100)
     fleet = book.fleet(candidates, 0.0)
     assert 0 < fleet.seconds(demand())[0] < math.inf
     assert 0 < fleet.work_s(demand()) < math.inf
@@ -194,12 +202,12 @@ def test_a_speed_beyond_reason_does_no_harm(seconds: float, tokens: float) -> No
 def test_who_takes_twice_what_nine_of_ten_took_is_late() -> None:
     book, _ = book_of({"a": 50.0})
     for speed in (10.0,) * 9 + (5.0,) * 2:
-        book.measured(0, 100 / speed, 100)
+        book.measured(0, 100 / speed, 100, 100)
     assert book.straggles_s(0, 4.0) == pytest.approx(2 * 4.0 * 10 / 5)
     assert book.straggles_s(0, 0.01) == 0.5, "but nobody is before half a second"
     other, _ = book_of({"b": math.inf})
     for seconds in (1.0, 2.0, 3.0):
-        other.measured(0, seconds, 0)
+        other.measured(0, seconds, 0, 100)
     assert other.straggles_s(0, 0.0) == 6.0
 
 
@@ -321,7 +329,7 @@ def test_a_busy_one_is_full_and_each_time_in_vain_counts_for_longer() -> None:
         later = book.fleet(candidates, now + 1.0).rows["running"][0] / 2
         spans.append(-1 / math.log(later))
     assert spans == pytest.approx([1, 2, 4, 8, 16, 30, 30])
-    book.measured(0, 0.0, 0.0)  # it answered; how long it took, it does not say
+    book.measured(0, 0.0, 0.0, 100)  # it answered; how long it took, it does not say
     book.busy(0, 700.0)
     assert load(book, 701.0)[0] == pytest.approx(2 * math.exp(-1))
 
@@ -385,7 +393,7 @@ def test_nothing_that_is_said_makes_the_book_impossible(events: list[tuple[str, 
         elif kind == "reported":
             book.reported(f"a{row}", now, running=x, queued=y, slots=3, battery=x, drain_per_h=y, thermal=x, link=y)
         elif kind == "measured":
-            book.measured(row, x, y)
+            book.measured(row, x, y, 100)
         elif kind == "asleep":
             book.asleep(f"a{row}", x > 0)
         elif kind == "row":

@@ -176,14 +176,23 @@ def orchestrator(
     ] = None,
     phrasing: Annotated[str | None, typer.Option(help="Service of a language model that phrases answers.")] = None,
     answers: Annotated[int, typer.Option(min=1, help="How many agents answer the same, and vote.")] = 1,
+    policy: Annotated[str, typer.Option(help="Who gets a subtask: see docs/scheduling.md.")] = "frugal",
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that a subtask waits for a free agent before it goes to the cloud.")
+    ] = 3.0,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT=N", help="A tenant's share where requests wait; 1 for those not named."),
+    ] = None,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
     """Run an orchestrator."""
-    from mqttcollab.cli.run import Decisions, run_orchestrator
+    from mqttcollab.cli.run import Decisions, run_orchestrator, tenant_weights
 
     logging.getLogger().setLevel(logging.INFO)
-    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers)
+    placing = (policy, patience, tenant_weights(weight or []))
+    decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers, *placing)
     run_orchestrator(name, embedder, decisions, place, broker)
 
 
@@ -266,3 +275,105 @@ def calibrate(
     from mqttcollab.cli.calibrate import run_calibration
 
     run_calibration(train, embedder, target, fleets, output, source, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="random, weighted, least-connections, power-of-two, load-aware, fastest-free or frugal; "
+            "may be repeated, as all that is varied.",
+            show_default="all",
+        ),
+    ] = None,
+    load: Annotated[
+        list[float] | None,
+        typer.Option(help="Work that comes, as a share of what the fleet can do.", show_default="0.5"),
+    ] = None,
+    report_delay: Annotated[
+        list[float] | None, typer.Option(help="Age of a load report when it arrives, in seconds.", show_default="0")
+    ] = None,
+    orchestrators: Annotated[
+        list[int] | None, typer.Option(help="How many orchestrators share the fleet.", show_default="1")
+    ] = None,
+    length_error: Annotated[
+        list[float] | None,
+        typer.Option(help="How far expected lengths are off at most, as a share of the true ones.", show_default="0"),
+    ] = None,
+    patience: Annotated[
+        list[float] | None, typer.Option(help="Seconds that a request may wait until it begins.", show_default="0")
+    ] = None,
+    arrivals: Annotated[Literal["paper"], typer.Option(help="The paper's bursts; see --trace.")] = "paper",
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV with TIMESTAMP, ContextTokens and GeneratedTokens instead.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="How long requests come.", show_default="1, or the whole trace")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file of devices.", show_default="eight like the paper's")
+    ] = None,
+    crash: Annotated[
+        bool, typer.Option("--crash", help="The second fastest device is down from a third to half of the time.")
+    ] = False,
+    down: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:FROM-TO", help="A device is down between these seconds; may be repeated."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default="10; of --validate 1")] = None,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    jobs: Annotated[int | None, typer.Option(help="How many processes.", show_default="the cores")] = None,
+    bound: Annotated[bool, typer.Option(help="Solve for the least that the cloud can cost.")] = True,
+    plot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Draw it as .png or .svg; a folder, or no ending: both. May be repeated."),
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Replay it over a broker as well, and compare; no bound, no plot.")
+    ] = False,
+    speed_up: Annotated[
+        float | None, typer.Option(help="Simulated seconds in a second of --validate.", show_default="60")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="URL of a broker for --validate.", show_default="starts a Mosquitto")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a fleet's hour under scheduling policies, beside the least that the cloud could cost."""
+    from mqttcollab.cli.simulate import Grid, run_simulation, validate_simulation
+
+    grid = Grid(
+        policy or [],
+        load or [0.5],
+        report_delay or [0.0],
+        orchestrators or [1],
+        length_error or [0.0],
+        patience or [0.0],
+    )
+    if validate:
+        # One seed takes a minute per policy.
+        return validate_simulation(
+            grid,
+            fleet=fleet,
+            trace=trace,
+            hours=hours,
+            seeds=range(seed, seed + (1 if seeds is None else seeds)),
+            speed_up=speed_up,
+            broker=broker,
+            json_wanted=as_json,
+        )
+    run_simulation(
+        grid,
+        fleet=fleet,
+        trace=trace,
+        hours=hours,
+        crash=crash,
+        down=down or [],
+        seeds=10 if seeds is None else seeds,
+        seed=seed,
+        jobs=jobs,
+        bound=bound,
+        plots=plot or [],
+        json_wanted=as_json,
+    )

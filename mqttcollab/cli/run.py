@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,23 @@ class Decisions:
     planner: Path | None
     phrasing: str | None
     answers: int
+    policy: str
+    patience_s: float
+    weights: dict[str, float]
+
+
+def tenant_weights(given: list[str]) -> dict[str, float]:
+    """Reads `TENANT=N`; raises ConfigError for anything else."""
+    weights: dict[str, float] = {}
+    for text in given:
+        tenant, _, number = text.rpartition("=")
+        try:
+            weights[tenant] = float(number)
+        except ValueError:
+            weights[tenant] = 0.0
+        if not tenant or not 0 < weights[tenant] < math.inf:
+            raise ConfigError(f"--weight is {text!r}; write TENANT=N with N above 0, e.g. clinic=3")
+    return weights
 
 
 def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str | None, broker: str | None) -> None:
@@ -37,6 +55,7 @@ def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str 
     from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
     from mqttcollab.runtimes.config import load_runtime
     from mqttcollab.runtimes.embedders import load_embedder
+    from mqttcollab.scheduling import make_policy
 
     check_agent(name)
     for service in (decisions.fallback, decisions.strong, decisions.phrasing):
@@ -53,6 +72,9 @@ def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str 
         planner=None if planner is None else load_runtime(read_toml(planner), where=str(planner)),
         phrasing=decisions.phrasing,
         answers=decisions.answers,
+        policy=make_policy(decisions.policy),
+        weights=decisions.weights,
+        patience_s=decisions.patience_s,
     )
     classifiers = default_classifiers(embeds, calibration)
     orchestrator_agent(name, embeds, options=options, classifiers=classifiers, place=place).run(broker)

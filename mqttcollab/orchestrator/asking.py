@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mqttcollab.agent import Agent
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree, ask_many
+from mqttcollab.errors import DeadlineExceeded, RequestError
 from mqttcollab.messages import ContextItem, Reply, Request
 
 Skill = Callable[[str, str], float]
@@ -28,9 +29,12 @@ class Question:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asking:
-    """Asks in the name of a request: with its parameters and its session.
+    """Asks in the name of a request: with its parameters, its session and what is left of its budget.
+
+    Whoever charges gets all that is left as his budget and nobody else gets it meanwhile, so that the sum holds
+    whatever several of them charge at the same time. What nobody accounts for counts as spent.
 
     Args:
         agent: who asks.
@@ -41,15 +45,37 @@ class Asking:
     agent: Agent
     request: Request
     skill: Skill
+    _spent_usd: float = field(default=0.0, init=False)
+
+    @property
+    def budget_usd(self) -> float | None:
+        """What is left of the budget; None without one."""
+        given = self.request.budget_usd
+        return None if given is None else max(0.0, given - self._spent_usd)
 
     async def one(self, offer: Offer, question: Question, *, queues: bool = True) -> Reply:
         """Asks one agent; unless the request may wait there, it is answered `busy` where no slot is free."""
+        left = self.budget_usd
+        if left is None or not _charges(offer):
+            return await self._ask(offer, question, queues, left)
+        self._spent_usd += left
+        try:
+            reply = await self._ask(offer, question, queues, left)
+        except RequestError as error:
+            if not isinstance(error, DeadlineExceeded):
+                self._spent_usd -= left  # who refuses charges nothing
+            raise
+        self._spent_usd += (reply.usage.cost_usd if reply.usage is not None else offer.record.price_usd) - left
+        return reply
+
+    async def _ask(self, offer: Offer, question: Question, queues: bool, budget_usd: float | None) -> Reply:
         return await self.agent.ask(
             self._input(question),
             service=offer.record.service,
             agent=offer.agent.name,
             ttl_s=question.seconds,
             max_wait_ms=None if queues else 0,
+            budget_usd=budget_usd,
             **self._fields(question),
         )
 
@@ -91,4 +117,10 @@ class Asking:
             "context": question.context,
             "parameters": self.request.parameters,
             "session": self.request.session,
+            "priority": self.request.priority,
         }
+
+
+def _charges(offer: Offer) -> bool:
+    record = offer.record
+    return bool(record.price_usd or record.prompt_usd_per_mtok or record.completion_usd_per_mtok)

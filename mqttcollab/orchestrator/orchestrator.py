@@ -141,6 +141,11 @@ class Orchestrator(Service):
         if self._fleet is not None:
             self._fleet.stop()
 
+    @property
+    def waiting(self) -> int:
+        """How many subtasks wait for a free agent."""
+        return 0 if self._fleet is None else self._fleet.placer.scheduler.waiting
+
     async def handle(self, request: Request) -> AsyncIterator[Step | Answer]:
         """Yields every step as it ends, then the answer."""
         assert self._dispatcher is not None and self._progress is not None

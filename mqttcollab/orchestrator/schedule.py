@@ -48,7 +48,9 @@ class LiveFleet:
         rows = [self._row(one.offer) for one in ranked]
         return self._book.candidates(rows, [one.candidate.score for one in ranked])
 
-    def demand(self, request: Request, name: str, text: str, service: str, **fields: float | str) -> Demand:
+    def demand(
+        self, request: Request, name: str, text: str, service: str, budget_usd: float | None, **fields: float | str
+    ) -> Demand:
         """A subtask as the scheduler sees it; `fields` are those of Demand that its place in the plan decides."""
         tokens = self._book.tokens(service)
         limit = request.parameters.max_tokens
@@ -58,7 +60,7 @@ class LiveFleet:
             tokens=tokens if limit is None else min(limit, tokens),
             prompt_tokens=(len(text) + context) / _CHARACTERS_PER_TOKEN,
             arrived=self.placer.now,
-            budget_usd=math.inf if request.budget_usd is None else request.budget_usd,
+            budget_usd=math.inf if budget_usd is None else budget_usd,
             tenant=request.tenant or "",
             priority=request.priority,
             **fields,  # type: ignore[arg-type]

@@ -208,6 +208,7 @@ class Subtask:
             f"{request.id}.{self.step.number}.{tier.name}",
             self._text,
             tier.ranked[0].offer.record.service,
+            self.asking.budget_usd,
             wait_until=min(now + self.means.patience_s, tier.deadline),
             deadline=tier.deadline,
         )

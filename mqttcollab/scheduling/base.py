@@ -18,6 +18,7 @@ AGENT = np.dtype(
         ("score", "f8"),  # how well it can do it, from capability matching: 1 is surely right
         ("tokens_per_s", "f8"),  # written, by one slot
         ("prompt_tokens_per_s", "f8"),  # read, by one slot
+        ("wordiness", "f8"),  # tokens of its answers, beside those expected of its service's
         ("overhead_s", "f8"),  # per request, whatever its length
         ("slots", "f8"),
         ("running", "f8"),  # as believed now; a fraction is a likelihood
@@ -121,7 +122,7 @@ class Fleet:
     def seconds(self, demand: Demand) -> Floats:
         """(n,): how long each would take, once begun."""
         rows = self.rows
-        found = rows["overhead_s"] + demand.tokens / rows["tokens_per_s"]
+        found = rows["overhead_s"] + demand.tokens * rows["wordiness"] / rows["tokens_per_s"]
         if demand.prompt_tokens:
             found += demand.prompt_tokens / rows["prompt_tokens_per_s"]
         return np.asarray(found)

@@ -12,6 +12,8 @@ _SPEED, _SECONDS = 0.4, 0.6
 _LEAST_SEEN = 3
 # Tokens per second, or seconds per token: beyond that a clock is wrong.
 _FASTEST = 1e6
+# Times the tokens that were expected, or a part of them.
+_WORDIEST = 100.0
 # Slower than so many times what nine of ten took is late, but nobody is before so many seconds.
 _STRAGGLES, _LEAST_LATE_S = 2.0, 0.5
 
@@ -53,20 +55,28 @@ class Learned:
     def __init__(self) -> None:
         self._speeds: dict[int, Quantiles] = {}
         self._seconds: dict[int, Quantiles] = {}
+        self._wordiness: dict[int, Quantiles] = {}
         self._lengths: dict[str, Quantiles] = {}
 
-    def add(self, row: int, service: str, seconds: float, tokens: float) -> None:
-        """Notes an answer: its seconds, above 0, and the tokens that it has, 0 where no model wrote it."""
+    def add(self, row: int, service: str, seconds: float, tokens: float, expected: float) -> None:
+        """Notes an answer: its seconds, above 0, and its tokens, 0 where no model wrote it, beside those expected."""
         if tokens > 0:
             self._lengths.setdefault(service, Quantiles()).add(tokens)
             speed = min(_FASTEST, max(1 / _FASTEST, tokens / seconds))
             self._speeds.setdefault(row, Quantiles()).add(speed)
+            wordiness = min(_WORDIEST, max(1 / _WORDIEST, tokens / max(1.0, expected)))
+            self._wordiness.setdefault(row, Quantiles()).add(wordiness)
         else:
             self._seconds.setdefault(row, Quantiles()).add(seconds)
 
     def tokens_per_s(self, row: int) -> float | None:
         """A speed that is reached more often than not; None while too little is known."""
         return _at(self._speeds.get(row), _SPEED)
+
+    def wordiness(self, row: int) -> float:
+        """How many tokens its answers have beside those expected; 1 while too little is known."""
+        known = _at(self._wordiness.get(row), 0.5)
+        return 1.0 if known is None else known
 
     def seconds(self, row: int) -> float | None:
         """How long answers take that no model writes; None while too little is known."""

@@ -202,15 +202,19 @@ class LoadBook:
         self._rows["backlog_s"][index] = left if self._rows["own"][index] else 0.0
         self._count(index)
 
-    def measured(self, index: int, seconds: float, tokens: float) -> None:
-        """Learns from an answer: how long the agent worked on it, and the tokens that it wrote (0: no model).
+    def measured(self, index: int, seconds: float, tokens: float, expected: float) -> None:
+        """Learns from an answer; what nobody knows, or is impossible, is passed over, but who answers is not busy.
 
-        What nobody knows, or what is impossible, is passed over; but whoever answers is not busy.
+        Args:
+            index: the agent's row.
+            seconds: how long it worked on it.
+            tokens: that it wrote; 0 if no language model did.
+            expected: that it was expected to write.
         """
         if self._backoff.pop(index, None) is not None:
             self._others["span_s"][index] = self._typical_s(index)
         if 0 < seconds < math.inf and 0 <= tokens < math.inf:
-            self._learned.add(index, self._services[index], seconds, tokens)
+            self._learned.add(index, self._services[index], seconds, tokens, expected)
             self._learn(index)
 
     def busy(self, index: int, now: float, retry_after_s: float = 0.0) -> None:
@@ -230,7 +234,7 @@ class LoadBook:
         """How long an agent should take for a request, in seconds."""
         row = self._rows[index]
         prompt = demand.prompt_tokens / row["prompt_tokens_per_s"] if demand.prompt_tokens else 0.0
-        return float(row["overhead_s"] + prompt + demand.tokens / row["tokens_per_s"])
+        return float(row["overhead_s"] + prompt + demand.tokens * row["wordiness"] / row["tokens_per_s"])
 
     def tokens(self, service: str) -> float:
         """How many tokens an answer of a service has: the median of those seen."""
@@ -303,6 +307,7 @@ class LoadBook:
         """What was measured, or else what was known beforehand."""
         speed, seconds = self._learned.tokens_per_s(index), self._learned.seconds(index)
         self._rows["tokens_per_s"][index] = self._terms[index].tokens_per_s if speed is None else speed
+        self._rows["wordiness"][index] = self._learned.wordiness(index)
         self._rows["overhead_s"][index] = self._terms[index].overhead_s if seconds is None else seconds
 
     def _count(self, index: int) -> None:

@@ -128,7 +128,7 @@ class Scheduler:
             kept = one.candidates.rows != placed.row
             one.candidates = Candidates(one.candidates.rows[kept], one.candidates.scores[kept])
         if not failed:
-            self.book.measured(placed.row, seconds, tokens)
+            self.book.measured(placed.row, seconds, tokens, placed.demand.tokens)
 
     def close(self, demand_id: str, now: float) -> None:
         """Ends a request, answered or given up."""

@@ -90,7 +90,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Result:
-    """What came of it; latencies in seconds, of everything that was answered."""
+    """What came of it; latencies in seconds, of everything that was answered; when the last of it was done with."""
 
     processed: int = 0
     rejected: int = 0
@@ -98,6 +98,7 @@ class Result:
     refused: int = 0
     cloud_cost_usd: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    ended_s: float = 0.0
     busy_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -122,7 +123,7 @@ class _Machine:
         self.device = device
         self.up = True
         self.life = 0
-        self.running: set[_Job] = set()
+        self.running: dict[_Job, None] = {}  # in the order in which they began
         self.queue: deque[_Job] = deque()
 
 
@@ -245,6 +246,7 @@ class Simulation:
 
     def _done(self, job: _Job, time: float) -> None:
         self.result.latencies.append(time - job.arrival.time)
+        self.result.ended_s = max(self.result.ended_s, time)
         self._close(job)
 
     def _close(self, job: _Job) -> None:
@@ -259,7 +261,7 @@ class Simulation:
         for placed in scheduler.ready(self.now):
             self._go(self._jobs[placed.demand.id], placed)
         wake = scheduler.next_time(self.now)
-        if wake < orchestrator.wake or orchestrator.wake < self.now:
+        if wake < orchestrator.wake or orchestrator.wake <= self.now:
             orchestrator.wake = wake
             self._at(wake, lambda: self._look_again(orchestrator))
 
@@ -301,13 +303,14 @@ class Simulation:
         if job.placed is not placed or job.begun >= 0 or job not in machine.queue:
             return
         machine.queue.remove(job)
+        self._report(machine)
         job.placed = None
         job.orchestrator.scheduler.ended(placed, self.now, failed=True)
         self._again(job)
 
     def _begin(self, job: _Job, machine: _Machine) -> None:
         job.where, job.begun = machine, self.now
-        machine.running.add(job)
+        machine.running[job] = None
         self._report(machine)
         life, placed = machine.life, job.placed
         self._at(self.now + machine.device.seconds(job.arrival), lambda: self._finish(job, placed, machine, life))
@@ -315,7 +318,7 @@ class Simulation:
     def _finish(self, job: _Job, placed: Placed | None, machine: _Machine, life: int) -> None:
         if machine.life != life:
             return
-        machine.running.discard(job)
+        machine.running.pop(job, None)
         self.result.busy_s[machine.device.name] += self.now - job.begun
         while machine.queue and len(machine.running) < machine.device.slots:
             self._begin(machine.queue.popleft(), machine)
