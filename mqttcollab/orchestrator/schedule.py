@@ -61,6 +61,7 @@ class LiveFleet:
             prompt_tokens=(len(text) + context) / _CHARACTERS_PER_TOKEN,
             arrived=self.placer.now,
             budget_usd=math.inf if budget_usd is None else budget_usd,
+            service=service,
             tenant=request.tenant or "",
             priority=request.priority,
             **fields,  # type: ignore[arg-type]
