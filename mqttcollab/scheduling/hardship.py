@@ -24,5 +24,5 @@ def hardship(battery: float, drain_per_h: float, thermal: float, link: float) ->
     if thermal > _WARM:
         factor += _HEAT * (min(thermal, _HOTTEST) - _WARM)
     if drain_per_h > 0 and not math.isnan(battery):
-        factor *= 1 + _EMPTY * math.exp(-max(0.0, battery) / drain_per_h)
+        factor *= 1 + _EMPTY * math.exp(-min(1.0, max(0.0, battery)) / drain_per_h)
     return factor if math.isnan(link) else factor / min(1.0, max(_WORST_LINK, link))
