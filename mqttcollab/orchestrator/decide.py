@@ -130,7 +130,11 @@ class Decider:
         for number, subtask in enumerate(split.graph.steps, 1):
             draft.add(number, subtask, whole=split.origin == "whole")
         if not any(step.ranked or step.recalled or step.spare for step in draft.steps):
-            raise RequestError("no_capability", "; ".join(dict.fromkeys(step.reason for step in draft.steps)))
+            reason = "; ".join(dict.fromkeys(step.reason for step in draft.steps))
+            if draft.too_dear:
+                text = f"{reason}; {', '.join(draft.too_dear)} would cost more than the budget of {request.budget_usd:g}"
+                raise RequestError("quota_exceeded", f"{text} US dollars")
+            raise RequestError("no_capability", reason)
         plan = Plan(
             origin=split.origin,
             reason=split.reason,
@@ -178,11 +182,14 @@ class _Draft:
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
         self._kept = False
+        self.too_dear: list[str] = []
         for offer in offers:
             affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
             leaves = offer.record.leaves_edge or offer.record.service == decider.strong
             self._kept |= leaves and not request.may_leave_edge
-            if affordable and (request.may_leave_edge or not leaves):
+            if not affordable:
+                self.too_dear.append(f"@{offer.agent.name}")
+            elif request.may_leave_edge or not leaves:
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
         self._ends: dict[int, list[int]] = {}

@@ -17,14 +17,6 @@ from mqttcollab.plans.plan import fill, references
 if TYPE_CHECKING:
     from mqttcollab.runtimes.base import Embedder
 
-_MOST_ATTEMPTS, _MOST_SPARE = 3, 2
-# Of an agent's error, in a reason.
-_SHOWN = 200
-# What a strong model's call must gain on average, in right answers.
-_STRONG_PRICE = 0.1
-# So many verdicts on an agent in a service count as much as the judge's opinion of its answer.
-_VERDICTS_THAT_WEIGH_THE_SAME = 4.0
-
 
 @dataclass(slots=True)
 class _Run:

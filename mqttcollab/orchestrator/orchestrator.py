@@ -16,7 +16,7 @@ from mqttcollab.cooperation import KnowledgeBase, Notes
 from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
-from mqttcollab.orchestrator.asking import Asking
+from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
 from mqttcollab.orchestrator.dispatch import Dispatcher
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
+# Agents that are asked in vain to phrase an answer, at most.
+_MOST_PHRASING = 3
 _NO_SPECIALIST = "(Nobody here specialises in this question: a general model answered it, unverified.)"
 _NOT_ABLE = "(No specialist here could answer this: a general model did, unverified.)"
 
@@ -166,7 +168,7 @@ class Orchestrator(Service):
             outcomes.sort(key=lambda o: o.step.number)
             self._learn(request, outcomes)
             answer = self.options.aggregator(outcomes)
-            await self._phrase(request, answer, deadline)
+            await self._phrase(asking, answer, deadline)
         except BaseException as error:
             progress.failed(error)
             raise
@@ -209,7 +211,8 @@ class Orchestrator(Service):
 
     def _learn(self, request: Request, outcomes: list[Outcome]) -> None:
         """Notes how right everybody was, as far as it shows, and what is worth remembering."""
-        memory = self.knowledge if all_in_words(request) else None
+        # Notes are for everybody; what a cloud is told later may come from them.
+        memory = self.knowledge if all_in_words(request) and request.may_leave_edge else None
         texts = Counter(outcome.step.text for outcome in outcomes)
         for outcome in outcomes:
             note_verdicts(self.classifiers.capability.skill, self.classifiers.judge, outcome)
@@ -228,18 +231,20 @@ class Orchestrator(Service):
                 who = {"agent": outcome.step.agent, "service": outcome.step.service}
                 memory.remember(outcome.step.text or "", outcome.reply.model_copy(update=who))
 
-    async def _phrase(self, request: Request, answer: Answer, deadline: float) -> None:
-        if self.options.phrasing is None:
+    async def _phrase(self, asking: Asking, answer: Answer, deadline: float) -> None:
+        service = self.options.phrasing
+        if service is None:
             return
-        seconds = deadline - asyncio.get_running_loop().time()
-        try:
-            reply = await self._agent.ask(
-                request_of(request.text, answer), service=self.options.phrasing, ttl_s=max(0.001, seconds)
-            )
-        except MqttCollabError as error:
-            answer.missing.append(f"a phrasing by {self.options.phrasing} ({error})")
-        else:
-            phrased(answer, reply.output)
+        why = f"nobody offers {service}"
+        for offer in self._agent.registry.offers(service)[:_MOST_PHRASING]:
+            seconds = max(0.001, deadline - asyncio.get_running_loop().time())
+            question = Question(request_of(asking.request.text, answer), (), seconds)
+            try:
+                phrased(answer, (await asking.one(offer, question)).output)
+                return
+            except MqttCollabError as error:
+                why = str(error)
+        answer.missing.append(f"a phrasing by {service} ({why})")
 
 
 def orchestrator_agent(

@@ -18,10 +18,16 @@ from mqttcollab.scheduling.scheduler import Placed
 
 @dataclass(slots=True)
 class Attempt:
-    """What one agent said to a subtask, or why it said nothing; `seconds` is the time that it was given."""
+    """What one agent said to a subtask, or why it said nothing.
+
+    Attributes:
+        seconds: the time that it was given.
+        why: why it was chosen, in words.
+    """
 
     offer: Offer
     seconds: float = 0.0
+    why: str = ""
     reply: Reply | None = None
     error: ErrorInfo | None = None
 
@@ -37,8 +43,10 @@ class Attempt:
         return self.reply
 
 
-# Asks an agent, which has so many seconds, and may not let the request wait where told so.
-Ask = Callable[[Offer, float, bool], Awaitable[Reply]]
+# Asks an agent, which has so many seconds, of which the request may wait so many in its queue.
+Ask = Callable[[Offer, float, float], Awaitable[Reply]]
+# Close to the deadline nobody's share of the time is worth waking up for.
+_LEAST_PATIENCE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -99,7 +107,7 @@ class Placing:
             placer.close(self.demand)
 
     def _start(self, placed: Placed, offer: Offer, ask: Ask) -> None:
-        attempt = Attempt(offer, max(0.001, self.demand.deadline - self.fleet.placer.now))
+        attempt = Attempt(offer, max(0.001, self.demand.deadline - self.fleet.placer.now), placed.decision.reason)
         others = self._tried + len(self._running) + 1 < len(self.ranked)
         task = asyncio.create_task(self._attempt(attempt, placed, ask, others=others))
         self._running[task] = placed, attempt
@@ -111,7 +119,7 @@ class Placing:
             latest, _ = next(reversed(self._running.values()))
             left = self.demand.deadline - self.fleet.placer.now
             share = left / (self.most - self._tried - len(self._running) + 1)
-            patience = max(0.0, min(share, self.fleet.placer.straggles_s(latest)))
+            patience = max(_LEAST_PATIENCE_S, min(share, self.fleet.placer.straggles_s(latest)))
         done, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         ended = []
         for task in done:
@@ -123,9 +131,9 @@ class Placing:
 
     async def _attempt(self, attempt: Attempt, placed: Placed, ask: Ask, *, others: bool) -> None:
         placer, name = self.fleet.placer, attempt.offer.agent.name
-        queues = placer.scheduler.policy.queues
+        wait_s = max(0.0, self.demand.due - placer.now) if placer.scheduler.policy.queues else 0.0
         try:
-            asking = ask(attempt.offer, attempt.seconds, queues)
+            asking = ask(attempt.offer, attempt.seconds, wait_s)
             attempt.reply = await unless_lost(asking, self.registry, name, others=others)
         except RequestError as error:
             attempt.error = ErrorInfo(code=error.code, message=error.message, retry_after_ms=error.retry_after_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,10 +38,12 @@ class LiveFleet:
         self._book = scheduler.book
         self._registry = registry
         registry.on_load(self._reported)
+        self._follower = asyncio.create_task(self._follow())
 
     def stop(self) -> None:
         """Hears no more reports; those that wait for a place are cancelled."""
         self._registry.off_load(self._reported)
+        self._follower.cancel()
         self.placer.stop()
 
     def candidates(self, ranked: Sequence[Ranked]) -> Candidates:
@@ -75,6 +78,10 @@ class LiveFleet:
         prices, seconds = fleet.prices(demand), fleet.seconds(demand)
         return replace(demand, cloud_usd=float(prices.min()), cloud_s=float(seconds.min()))
 
+    def least_s(self, demand: Demand, ranked: Sequence[Ranked]) -> float:
+        """How long the fastest of them should take, in seconds."""
+        return float(self._book.fleet(self.candidates(ranked), self.placer.now).seconds(demand).min())
+
     def by_pressure(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         """Those awake before sleepers, then the able and idle before the rest."""
         fleet = self._book.fleet(self.candidates(ranked), self.placer.now)
@@ -96,6 +103,16 @@ class LiveFleet:
         self._book.asleep(agent.name, agent.asleep)
         return row
 
+    async def _follow(self) -> None:
+        """Notes who falls asleep, and who wakes while requests wait for it."""
+        while True:
+            version = self._registry.version
+            await self._registry.changed()
+            for change in self._registry.changes_since(version):
+                if change.kind in ("online", "sleeping"):
+                    self._book.asleep(change.agent, change.kind == "sleeping")
+                    self.placer.changed()
+
     def _reported(self, agent: AgentView) -> None:
         load = agent.load
         if load is not None:
@@ -111,6 +128,13 @@ class LiveFleet:
                 link=load.link,
             )
             self.placer.changed()
+
+
+def edge_first(ranked: Sequence[Ranked]) -> tuple[tuple[Ranked, ...], tuple[Ranked, ...]]:
+    """Those that keep a question on the edge, and those that don't; the latter alone stand in for the former."""
+    near = tuple(one for one in ranked if not one.offer.record.leaves_edge)
+    far = tuple(one for one in ranked if one.offer.record.leaves_edge)
+    return (near, far) if near else (far, ())
 
 
 def _terms(offer: Offer) -> Terms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mqttcollab.cms.registry import Registry
@@ -16,13 +16,15 @@ from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Step
 from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import PlannedStep
 from mqttcollab.orchestrator.placing import Attempt, Placing
-from mqttcollab.orchestrator.schedule import LiveFleet, Ranked
+from mqttcollab.orchestrator.schedule import LiveFleet, Ranked, edge_first
 from mqttcollab.orchestrator.trust import Trust
 from mqttcollab.scheduling import Decision, Demand
 
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
 # Of an agent's error, in a reason.
 _SHOWN = 200
+# So many times what its fastest agent is expected to need, a tier has of the time that is left.
+_SLOW = 1.5
 
 
 @dataclass(slots=True)
@@ -101,9 +103,9 @@ class Subtask:
         if not step.ranked and not step.spare:
             result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
             return
-        ranked = step.ranked
+        ranked, _ = edge_first(step.ranked)
         if step.answers > 1 and len(ranked) > 1:
-            await self._vote()
+            await self._vote(ranked)
             if self.outcome.reply is not None or not step.spare:
                 return
             ranked = ()
@@ -112,7 +114,7 @@ class Subtask:
         if decision is not None and decision.kind == "cloud":
             await self._escalate(_cloud(step), decision.reason)
         elif self.outcome.reply is None:
-            await self._escalate(step.strong, "nobody else answered")
+            await self._escalate(_last(step), "nobody else answered")
         elif result.service not in _specialist_services(step):
             distrust = self.means.trust.distrust(self._text, self.outcome.reply, self.context)
             if distrust is not None:
@@ -125,10 +127,10 @@ class Subtask:
     def _question(self, seconds: float) -> Question:
         return Question(None if self.step.whole else self._text, self.context, max(0.001, seconds))
 
-    async def _vote(self) -> None:
+    async def _vote(self, ranked: Sequence[Ranked]) -> None:
         """Asks several at once, those with the least to do first."""
         result, outcome = self.outcome.step, self.outcome
-        offers = [one.offer for one in self.means.fleet.by_pressure(self.step.ranked)]
+        offers = [one.offer for one in self.means.fleet.by_pressure(ranked)]
         question = self._question(self.deadline - asyncio.get_running_loop().time())
         try:
             found = await self.asking.several(offers, question, self.step.answers)
@@ -144,12 +146,25 @@ class Subtask:
         if not strong:
             result.reason = "; ".join(filter(None, (result.reason, self.step.no_cloud)))
             return
-        before = len(self.outcome.attempts)
-        await self._tier(_Tier("strong", strong, _MOST_SPARE, self.deadline), until_trusted=False)
-        for attempt in self.outcome.attempts[before:]:
-            if attempt.reply is not None:
-                self._take(attempt)
-                result.reason, self.outcome.consensus = f"{result.reason}; a strong model was asked: {why}", None
+        before = list(self.outcome.attempts)
+        decision = await self._tier(_Tier("strong", strong, _MOST_SPARE, self.deadline), until_trusted=False)
+        result.reason = f"{result.reason}; a strong model was asked: {why}"
+        asked = [attempt for attempt in self.outcome.attempts if attempt not in before]
+        answered = next((attempt for attempt in asked if attempt.reply is not None), None)
+        if answered is not None:
+            self._take(answered)
+            self.outcome.consensus = None
+            return
+        failed = next((attempt for attempt in asked if attempt.error is not None), None)
+        if failed is not None and failed.error is not None:
+            error = failed.error.model_copy(update={"message": f"{why}, and {_failed(failed)}"})
+        elif decision is not None:
+            error = ErrorInfo(code=decision.code, message=f"{why}, and of the strong model: {decision.reason}")
+        else:
+            return
+        result.reason += f", in vain: {error.message.removeprefix(f'{why}, and ')}"
+        if not before:
+            result.error = error
 
     async def _one_after_the_other(self, ranked: Sequence[Ranked]) -> Decision | None:
         """Asks until an answer can be trusted, the spare ones only if there is none.
@@ -157,13 +172,15 @@ class Subtask:
         Returns what the scheduler said where nobody answered and it named no agent.
         """
         outcome, result, decision = self.outcome, self.outcome.step, None
-        counts = (min(_MOST_ATTEMPTS, len(ranked)), min(_MOST_SPARE, len(self.step.spare)))
-        tiers = (("ranked", ranked, counts[0], sum(counts)), ("spare", self.step.spare, counts[1], counts[1]))
+        spare, _ = edge_first(self.step.spare)
+        counts = (min(_MOST_ATTEMPTS, len(ranked)), min(_MOST_SPARE, len(spare)))
+        tiers = (("ranked", ranked, counts[0], sum(counts)), ("spare", spare, counts[1], counts[1]))
         for name, tried, most, left in tiers:
             if not tried or any(attempt.reply is not None for attempt in outcome.attempts):
                 continue
             now = asyncio.get_running_loop().time()
-            decision = await self._tier(_Tier(name, tried, most, now + (self.deadline - now) * most / left))
+            share = now + (self.deadline - now) * most / left
+            decision = await self._tier(_Tier(name, tried, most, share))
             if decision is not None and decision.kind == "cloud":
                 break
         answered = [a for a in outcome.attempts if a.reply is not None]
@@ -185,8 +202,8 @@ class Subtask:
         outcome, means = self.outcome, self.means
         placing = Placing(means.fleet, means.registry, self._demand(tier), tier.ranked, tier.most)
 
-        def ask(offer: Offer, seconds: float, queues: bool) -> Awaitable[Reply]:
-            return self.asking.one(offer, self._question(seconds), queues=queues)
+        def ask(offer: Offer, seconds: float, wait_s: float) -> Awaitable[Reply]:
+            return self.asking.one(offer, self._question(seconds), wait_s=wait_s)
 
         async with contextlib.aclosing(placing.attempts(ask)) as attempts:
             async for attempt in attempts:
@@ -205,22 +222,27 @@ class Subtask:
         now = asyncio.get_running_loop().time()
         demand = fleet.demand(
             request,
-            f"{request.id}.{self.step.number}.{tier.name}",
+            f"{request.reply_to}.{self.step.number}.{tier.name}",
             self._text,
             tier.ranked[0].offer.record.service,
             self.asking.budget_usd,
             wait_until=min(now + self.means.patience_s, tier.deadline),
             deadline=tier.deadline,
         )
+        # Who is slow gets more than the tier's share of the time, rather than that it goes elsewhere at once.
+        needed = now + _SLOW * fleet.least_s(demand, tier.ranked)
+        if needed > tier.deadline:
+            demand = replace(demand, deadline=min(self.deadline, needed))
+        if tier.name == "strong":
+            return fleet.with_cloud(demand, (), "there is nobody stronger")
         measured = self.step.service.startswith("data.gpt/")
-        return fleet.with_cloud(
-            demand, () if measured or tier.name == "strong" else _cloud(self.step), self.step.no_cloud
-        )
+        return fleet.with_cloud(demand, () if measured else _cloud(self.step), self.step.no_cloud)
 
     def _take(self, attempt: Attempt) -> None:
         result, record = self.outcome.step, attempt.offer.record
         result.agent, result.service, result.error = attempt.offer.agent.name, record.service, None
         self.outcome.reply = attempt.reply
+        result.reason = "; ".join(filter(None, (result.reason, attempt.why)))
 
     def _nobody(self, decision: Decision | None) -> None:
         """What is said where nobody answered: of a specialist rather than of the last resort."""
@@ -236,9 +258,14 @@ class Subtask:
         return self.means.trust.weight(self.outcome.step, record.agent, record.service, attempt.given)
 
 
+def _last(step: PlannedStep) -> tuple[Ranked, ...]:
+    """Who is asked where nobody else answers: strong models, and those of the others that are in a cloud."""
+    return (*step.strong, *edge_first(step.ranked)[1], *edge_first(step.spare)[1])
+
+
 def _cloud(step: PlannedStep) -> tuple[Ranked, ...]:
-    """Those of the strong models that are in a cloud."""
-    return tuple(one for one in step.strong if one.offer.record.leaves_edge)
+    """Those of them that are in a cloud."""
+    return tuple(one for one in _last(step) if one.offer.record.leaves_edge)
 
 
 def _specialist_services(step: PlannedStep) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -99,9 +99,11 @@ class Scheduler:
         return Placed(one.demand, elsewhere(one.demand, now, f"{asked} was busy or gave no answer"))
 
     def beside(self, demand_id: str, now: float) -> Placed | None:
-        """A further agent for a request whose agent is late, if one is free; nobody waits for it."""
+        """A further agent for a request whose agent is late, if one is free, and takes no money; nobody waits for it."""
         one = self._open[demand_id]
-        decision, fleet = self._choose(one, now)
+        costs = self.book.fleet(one.candidates, now).prices(one.demand) > 0
+        gratis = Candidates(one.candidates.rows[~costs], one.candidates.scores[~costs])
+        decision, fleet = self._choose(replace(one, candidates=gratis), now)
         return self._send(one, decision, fleet, now) if decision.kind == "agent" else None
 
     def busy(self, placed: Placed, now: float, retry_after_s: float = 0.0) -> None:
