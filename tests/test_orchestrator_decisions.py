@@ -254,7 +254,7 @@ async def test_who_costs_more_than_the_budget_is_not_asked(memory_broker: Memory
         reply = await test.ask("What do I do about a burn?", budget_usd=0.01)
         assert reply.output == "water" and not dear.asked
         error = await test.refused("What do I do about a burn?", budget_usd=0.0001)
-        assert error.code == "no_capability"
+        assert error.code == "quota_exceeded" and "charge more than the budget, 0.0001" in error.message
         await test.ask("What do I do about a burn?")
         assert dear.asked
 

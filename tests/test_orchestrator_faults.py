@@ -313,7 +313,7 @@ class Answering(Asking):
 
     answer: Callable[[Offer, Question], Awaitable[Reply]]
 
-    async def one(self, offer: Offer, question: Question, *, queues: bool = True) -> Reply:
+    async def one(self, offer: Offer, question: Question, *, wait_s: float | None = None) -> Reply:
         return await self.answer(offer, question)
 
 
@@ -345,8 +345,10 @@ async def bench(broker: MemoryBroker, trust: float = 0.5) -> AsyncIterator[Bench
     async with client().running(on(broker)) as agent:
         registry, scheduler = await agent.follow(), Scheduler(ByName())
         live = LiveFleet(registry, scheduler)
-        yield Bench(agent, scheduler, Dispatcher(Means(registry, live, Trust(DefaultJudge(), trust), 0.5)))
-        live.stop()
+        try:
+            yield Bench(agent, scheduler, Dispatcher(Means(registry, live, Trust(DefaultJudge(), trust), 0.5)))
+        finally:
+            live.stop()
 
 
 async def test_a_chain_shares_the_time_that_is_left(memory_broker: MemoryBroker) -> None:

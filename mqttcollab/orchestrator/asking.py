@@ -27,11 +27,13 @@ class Question:
     Attributes:
         text: None stands for the request's own input, which may be more than text.
         seconds: until it is void.
+        alone: whether nothing else of the request goes with it.
     """
 
     text: str | None
     context: Sequence[ContextItem]
     seconds: float
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -192,9 +194,11 @@ class Asking:
         given = self.request.input
         if question.text is None:
             return given
-        return {**given, "text": question.text} if isinstance(given, dict) else question.text
+        return {**given, "text": question.text} if isinstance(given, dict) and not question.alone else question.text
 
     def _fields(self, question: Question) -> dict[str, Any]:
+        if question.alone:
+            return {"priority": self.request.priority}
         return {
             "context": question.context,
             "parameters": self.request.parameters,

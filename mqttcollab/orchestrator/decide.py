@@ -26,6 +26,7 @@ _LEAST_SKILL = 0.3
 # A service that can decline is asked from this relevance on before a general model is.
 _WORTH_ASKING = 0.1
 GENERAL = "knowledge.gpt/general"
+_TOO_DEAR = "the cloud was not asked: it charges more than the budget"
 KEPT = "the cloud was not asked: the question must not leave the edge"
 
 
@@ -131,8 +132,10 @@ class Decider:
             draft.add(number, subtask, whole=split.origin == "whole")
         if not any(step.ranked or step.recalled or step.spare for step in draft.steps):
             reason = "; ".join(dict.fromkeys(step.reason for step in draft.steps))
-            if draft.too_dear:
-                text = f"{reason}; {', '.join(draft.too_dear)} would cost more than the budget of {request.budget_usd:g}"
+            touched = {self.fallback, *(one.service for one in self.classifiers.domains.touched(question))}
+            touched |= {subtask.service for subtask in split.graph.steps}
+            if dear := sorted(draft.too_dear.intersection(touched)):
+                text = f"all that offer {', '.join(dear[:_SHOWN])} charge more than the budget, {request.budget_usd:g}"
                 raise RequestError("quota_exceeded", f"{text} US dollars")
             raise RequestError("no_capability", reason)
         plan = Plan(
@@ -182,13 +185,13 @@ class _Draft:
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
         self._kept = False
-        self.too_dear: list[str] = []
+        self.too_dear: set[str] = set()
         for offer in offers:
             affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
             leaves = offer.record.leaves_edge or offer.record.service == decider.strong
             self._kept |= leaves and not request.may_leave_edge
             if not affordable:
-                self.too_dear.append(f"@{offer.agent.name}")
+                self.too_dear.add(offer.record.service)
             elif request.may_leave_edge or not leaves:
                 self._offers.setdefault(offer.record.service, []).append(offer)
         self._subtasks: dict[int, PlanStep] = {}
@@ -322,7 +325,7 @@ class _Draft:
         if len(self.steps) >= MAX_STEPS:
             raise RequestError("bad_request", f"the question takes more than {MAX_STEPS} steps; ask it in parts")
         answers = 1 if _is_data(step.service) else self._decider.answers
-        no_cloud = KEPT if self._kept else ""
+        no_cloud = KEPT if self._kept else _TOO_DEAR if self._decider.strong in self.too_dear else ""
         self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers, no_cloud=no_cloud))
         return len(self.steps)
 

@@ -238,7 +238,7 @@ class Orchestrator(Service):
         why = f"nobody offers {service}"
         for offer in self._agent.registry.offers(service)[:_MOST_PHRASING]:
             seconds = max(0.001, deadline - asyncio.get_running_loop().time())
-            question = Question(request_of(asking.request.text, answer), (), seconds)
+            question = Question(request_of(asking.request.text, answer), (), seconds, alone=True)
             try:
                 phrased(answer, (await asking.one(offer, question)).output)
                 return

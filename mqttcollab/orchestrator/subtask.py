@@ -163,7 +163,7 @@ class Subtask:
         else:
             return
         result.reason += f", in vain: {error.message.removeprefix(f'{why}, and ')}"
-        if not before:
+        if result.error is None or (asked and not before):
             result.error = error
 
     async def _one_after_the_other(self, ranked: Sequence[Ranked]) -> Decision | None:
@@ -250,7 +250,7 @@ class Subtask:
         if self.outcome.attempts:
             first = self.outcome.attempts[0]
             result.agent, result.service, result.error = first.offer.agent.name, first.offer.record.service, first.error
-        elif decision is not None:
+        elif decision is not None and decision.kind != "cloud":  # what the cloud says is said
             result.error = ErrorInfo(code=decision.code, message=decision.reason)
 
     def _weight(self, attempt: Attempt) -> float:
