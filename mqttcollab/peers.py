@@ -12,6 +12,7 @@ from mqttcollab.cms.views import Offer
 from mqttcollab.errors import DeadlineExceeded, RequestError
 from mqttcollab.messages import Reply
 from mqttcollab.rpc import Requester
+from mqttcollab.rpc.trace import current_request
 from mqttcollab.topics import check_service, request_topic
 
 _log = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ class Peers:
         if service is not None and not _is_filter(service):
             check_service(service)
         deadline = asyncio.get_running_loop().time() + limits.ttl_s
-        direct = _direct(service, agent)
+        direct, stays = _direct(service, agent), _stays(fields)
         try:
             async with asyncio.timeout_at(deadline):
-                targets = [direct] if direct is not None else await self._targets(question, service, agent)
+                targets = [direct] if direct is not None else await self._targets(question, service, agent, stays)
         except TimeoutError:
             raise DeadlineExceeded(f"no connection to the broker within {limits.ttl_s:g} s") from None
         for left, (name, peer) in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
@@ -102,22 +103,28 @@ class Peers:
         raise AssertionError("unreachable: somebody was asked")
 
     async def _targets(
-        self, question: str | dict[str, Any], service: str | None, agent: str | None
+        self, question: str | dict[str, Any], service: str | None, agent: str | None, stays: bool
     ) -> list[tuple[str, str]]:
         registry = await self.follow()
         own = self._requester.name
-        offers = [
+        found = [
             o for o in registry.offers(service or "#") if o.agent.name == agent or (not agent and o.agent.name != own)
         ]
-        if not offers:
+        if not found:
             raise RequestError("no_capability", self._nobody(service, agent))
+        offers = [offer for offer in found if not (stays and offer.record.leaves_edge)]
+        if not offers:
+            names = ", ".join(sorted(f"@{offer.agent.name}" for offer in found)[:_NAMED_OFFERS])
+            raise RequestError(
+                "unauthorized", f"the question must not leave the edge; only a cloud ({names}) offers it"
+            )
         if service is None and (agent is None or len(offers) > 1):
-            offers = self._by_meaning(question, agent)
+            offers = self._by_meaning(question, agent, stays)
         return [(offer.record.service, offer.agent.name) for offer in offers[:_MOST_ATTEMPTS]]
 
-    def _by_meaning(self, question: str | dict[str, Any], agent: str | None) -> list[Offer]:
+    def _by_meaning(self, question: str | dict[str, Any], agent: str | None, stays: bool) -> list[Offer]:
         text = question if isinstance(question, str) else str(question.get("text", question))
-        ranked = self._registry.nearest(text)
+        ranked = [match for match in self._registry.nearest(text) if not (stays and match.offer.record.leaves_edge)]
         if agent is not None:  # whoever names an agent wants that one, however far the question is from what it does
             return [match.offer for match in ranked if match.offer.agent.name == agent][:1]
         others = [match for match in ranked if match.offer.agent.name != self._requester.name]
@@ -166,6 +173,12 @@ async def unless_lost(asking: Awaitable[Reply], registry: Registry, agent: str, 
         answer.cancel()
         lost.cancel()
         await asyncio.gather(answer, lost, return_exceptions=True)
+
+
+def _stays(fields: dict[str, Any]) -> bool:
+    """Whether a request with these fields must not leave the edge, also because the one that it serves must not."""
+    parent = current_request.get()
+    return not fields.get("may_leave_edge", parent is None or parent.may_leave_edge)
 
 
 def _direct(service: str | None, agent: str | None) -> tuple[str, str] | None:

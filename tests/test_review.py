@@ -235,3 +235,78 @@ async def test_reason(mosquitto: Broker) -> None:
         assert "is free" in r.steps[0].reason
 
 
+
+
+async def test_orch_stopped_in_the_middle(mosquitto: Broker) -> None:
+    harbour, c = Worker("harbour-1"), far()
+    async with city(mosquitto.info.url, harbour, c, patience_s=8.0) as test:
+        first = await occupied(test, harbour)
+        waits = [test.ask() for _ in range(3)]
+        await eventually(lambda: test.orchestrator.waiting == 3)
+        orch = test.orchestrator
+        test.heads[0].options  # noqa
+        object.__setattr__(test.heads[0].options, "grace_s", 0.1)
+        await test.heads[0].stop()
+        print(await asyncio.gather(first, *waits, return_exceptions=True))
+        book = orch._fleet._book
+        assert not book._rows["own"].any() and not orch._fleet.placer.scheduler._open and not orch.waiting
+        await eventually(lambda: harbour.given_up == [QUESTION])
+
+
+async def test_parallel_cloud(mosquitto: Broker) -> None:
+    tok = [Worker("harbour-1"), Worker("vane-1", WIND)]
+    for w in tok:
+        w.completion_usd_per_mtok = 10.0
+    async with city(mosquitto.info.url, *tok) as test:
+        r = await test.ask(f"{QUESTION} {WINDY}", budget_usd=0.5)
+        assert not r.missing and [len(w.asked) for w in tok] == [1, 1]
+        print([w.asked[-1].budget_usd for w in tok])
+
+
+async def test_dead_agent_waiting(mosquitto: Broker) -> None:
+    a, b = Worker("harbour-1"), Worker("harbour-2")
+    async with city(mosquitto.info.url, a, b, patience_s=8.0) as test:
+        for w in (a, b):
+            w.gate.clear()
+        f = [test.ask(ttl_s=20) for _ in range(4)]
+        await eventually(lambda: test.orchestrator.waiting == 2)
+        a.gate.set()
+        import os
+        a.agent._life.transport  # noqa
+        stop = asyncio.create_task(a.agent.stop())
+        b.gate.set()
+        rs = await asyncio.gather(*f, return_exceptions=True)
+        print(rs)
+        await stop
+        assert all(not isinstance(r, Exception) for r in rs)
+
+
+async def test_peer_meaning(mosquitto: Broker) -> None:
+    c = far()
+    async with city(mosquitto.info.url, c) as test:
+        for kw in ({"service": "computation.gpt/cloud"}, {"service": "computation.gpt/cl+"} if 0 else {"service": "computation.gpt/#"},):
+            with pytest.raises(RequestError, match="leave the edge"):
+                await test.asker.ask("Anything", may_leave_edge=False, **kw)
+        assert not c.asked
+
+
+async def test_spin(mosquitto: Broker) -> None:
+    a, b = Worker("harbour-1"), Worker("harbour-2")
+    async with city(mosquitto.info.url, a, b) as test:
+        for w in (a, b):
+            w.gate.clear()
+        held = test.ask(ttl_s=9)
+        await eventually(lambda: len(a.asked) + len(b.asked) == 1)
+        n = 0
+        placer = test.orchestrator._fleet.placer
+        old = placer.beside
+        def count(d):
+            nonlocal n
+            n += 1
+            return old(d)
+        placer.beside = count
+        r = await asyncio.gather(test.ask(ttl_s=2), return_exceptions=True)
+        print(r, n)
+        assert n < 100
+        a.gate.set(), b.gate.set()
+        await held

@@ -113,6 +113,12 @@ def ask(
         str | None, typer.Option(help="Ask this agent; it need not be told which service if it has one only.")
     ] = None,
     ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until the question is void.")] = 30.0,
+    budget: Annotated[float | None, typer.Option(help="The most that it may cost, in US dollars.")] = None,
+    on_edge: Annotated[bool, typer.Option("--on-edge", help="It must not be passed on to a cloud.")] = False,
+    tenant: Annotated[str | None, typer.Option(help="Who pays.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Higher goes first where requests wait.", show_default="4")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Who asks; default: the broker's user name, else a random one.")
     ] = None,
@@ -122,7 +128,9 @@ def ask(
     """Ask the orchestrator, or one service, and show how the answer came about."""
     from mqttcollab.cli.ask import ask_question
 
-    run(ask_question(question, service, agent, ttl, name=name, broker=broker, as_json=as_json))
+    terms = {"budget_usd": budget, "tenant": tenant, "priority": priority, "may_leave_edge": False if on_edge else None}
+    given = {field: value for field, value in terms.items() if value is not None}
+    run(ask_question(question, service, agent, ttl, given, name=name, broker=broker, as_json=as_json))
 
 
 @app.command()

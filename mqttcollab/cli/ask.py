@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.status import Status
 
@@ -22,12 +24,16 @@ async def ask_question(
     service: str | None,
     agent: str | None,
     ttl_s: float,
+    terms: dict[str, Any],
     *,
     name: str | None,
     broker: str | None,
     as_json: bool,
 ) -> None:
-    """Asks and shows the steps and the text as they come, then the rest of the answer."""
+    """Asks and shows the steps and the text as they come, then the rest of the answer; `terms` go into the request."""
+    budget_usd = terms.get("budget_usd", 0.0)
+    if not 0 <= budget_usd < math.inf:
+        raise ConfigError(f"--budget is {budget_usd}; write US dollars, 0 or more")
     if agent is not None:
         agent = check_agent(agent.removeprefix("@"))
     if service is not None:
@@ -39,7 +45,7 @@ async def ask_question(
             with console.status("asking …") as status:
                 timeline = Timeline(status)
                 on_part = None if as_json else timeline.show
-                reply = await me.ask(question, service=service, agent=agent, ttl_s=ttl_s, on_part=on_part)
+                reply = await me.ask(question, service=service, agent=agent, ttl_s=ttl_s, on_part=on_part, **terms)
         except RequestError as error:
             raise _explain(error, service, broker) from None
     if as_json:

@@ -163,7 +163,7 @@ class Subtask:
         else:
             return
         result.reason += f", in vain: {error.message.removeprefix(f'{why}, and ')}"
-        if result.error is None or (asked and not before):
+        if result.error is None or result.error.code == "busy" or (asked and not before):
             result.error = error
 
     async def _one_after_the_other(self, ranked: Sequence[Ranked]) -> Decision | None:
@@ -194,7 +194,9 @@ class Subtask:
             if outcome.consensus is not None:
                 chosen = next(a for a in answered if a.reply is outcome.consensus.reply)
         self._take(chosen)
-        result.reason = "; ".join([result.reason or "", *(_failed(a) for a in outcome.attempts if a.error is not None)])
+        result.reason = "; ".join(
+            [result.reason or "", *(_failed(a, " before") for a in outcome.attempts if a.error is not None)]
+        )
         return None
 
     async def _tier(self, tier: _Tier, *, until_trusted: bool = True) -> Decision | None:
@@ -273,8 +275,7 @@ def _specialist_services(step: PlannedStep) -> set[str]:
     return {one.offer.record.service for one in step.ranked} if step.spare else set()
 
 
-def _failed(attempt: Attempt) -> str:
+def _failed(attempt: Attempt, when: str = "") -> str:
     assert attempt.error is not None
-    return (
-        f"@{attempt.offer.agent.name} before: {attempt.error.code}, {' '.join(attempt.error.message.split())[:_SHOWN]}"
-    )
+    said = " ".join(attempt.error.message.split())[:_SHOWN]
+    return f"@{attempt.offer.agent.name}{when}: {attempt.error.code}, {said}"

@@ -99,7 +99,7 @@ class Scheduler:
         return Placed(one.demand, elsewhere(one.demand, now, f"{asked} was busy or gave no answer"))
 
     def beside(self, demand_id: str, now: float) -> Placed | None:
-        """A further agent for a request whose agent is late, if one is free that charges nothing; nobody waits for it."""
+        """A further agent for a request whose agent is late, if one is free that charges nothing; nobody waits."""
         one = self._open[demand_id]
         costs = self.book.fleet(one.candidates, now).prices(one.demand) > 0
         gratis = Candidates(one.candidates.rows[~costs], one.candidates.scores[~costs])
