@@ -396,7 +396,10 @@ async def test_an_error_of_the_cloud_is_told(mosquitto: Broker) -> None:
     far.leaves_edge = True
     async with city(mosquitto.info.url, harbour, far, patience_s=0.2) as test:
         first = await occupied(test, harbour)
-        with pytest.raises(RequestError, match="no agent is free, and @cloud-1: quota_exceeded, the limit over all is"):
+        with pytest.raises(
+            RequestError,
+            match="no agent is free, and the strong model: @cloud-1: quota_exceeded, the limit over all is",
+        ):
             await test.ask()
         harbour.gate.set()
         await first

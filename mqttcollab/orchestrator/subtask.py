@@ -145,6 +145,7 @@ class Subtask:
         result = self.outcome.step
         if not strong:
             result.reason = "; ".join(filter(None, (result.reason, self.step.no_cloud)))
+            self._add_to_error(self.step.no_cloud)
             return
         before = list(self.outcome.attempts)
         decision = await self._tier(_Tier("strong", strong, _MOST_SPARE, self.deadline), until_trusted=False)
@@ -155,16 +156,23 @@ class Subtask:
             self._take(answered)
             self.outcome.consensus = None
             return
-        failed = next((attempt for attempt in asked if attempt.error is not None), None)
-        if failed is not None and failed.error is not None:
-            error = failed.error.model_copy(update={"message": f"{why}, and {_failed(failed)}"})
+        error = next((attempt.error for attempt in asked if attempt.error is not None), None)
+        if error is not None:
+            vain = _failed(next(attempt for attempt in asked if attempt.error is error))
         elif decision is not None:
-            error = ErrorInfo(code=decision.code, message=f"{why}, and of the strong model: {decision.reason}")
+            error, vain = ErrorInfo(code=decision.code, message=decision.reason), decision.reason
         else:
             return
-        result.reason += f", in vain: {error.message.removeprefix(f'{why}, and ')}"
-        if result.error is None or result.error.code == "busy" or (asked and not before):
-            result.error = error
+        result.reason += f", in vain: {vain}"
+        if result.error is None or result.error.code == "busy":
+            result.error = error.model_copy(update={"message": f"{why}, and the strong model: {vain}"})
+        else:
+            self._add_to_error(f"the strong model: {vain}")
+
+    def _add_to_error(self, text: str) -> None:
+        error = self.outcome.step.error
+        if error is not None and text and text not in error.message:
+            self.outcome.step.error = error.model_copy(update={"message": f"{error.message}; {text}"})
 
     async def _one_after_the_other(self, ranked: Sequence[Ranked]) -> Decision | None:
         """Asks until an answer can be trusted, the spare ones only if there is none.
