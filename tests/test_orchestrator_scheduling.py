@@ -417,6 +417,16 @@ async def test_who_wakes_is_asked_while_requests_wait(mosquitto: Broker) -> None
         assert text(await asked) == "@harbour-1"
 
 
+async def test_a_sleeper_is_asked_before_a_request_is_refused(mosquitto: Broker) -> None:
+    harbour = Worker("harbour-1")
+    async with city(mosquitto.info.url, harbour, patience_s=0.1) as test:
+        await harbour.agent.sleep()
+        registry = await test.heads[0].follow()
+        await known(lambda: registry.agents["harbour-1"].asleep)
+        reply = await test.ask()  # Mosquitto keeps it until the agent wakes; this one is a light sleeper
+        assert text(reply) == "@harbour-1" and "sleeps" in (reply.steps[0].reason or "")
+
+
 async def test_two_requesters_may_use_the_same_id(mosquitto: Broker) -> None:
     harbour, other = Worker("harbour-1"), client("other")
     async with city(mosquitto.info.url, harbour, patience_s=8.0) as test, other.running(mosquitto.info.url):

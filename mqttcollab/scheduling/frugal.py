@@ -117,6 +117,10 @@ class Frugal:
         likeliest = int(spare.argmax())
         if spare[likeliest] > _MAYBE:
             return Decision("agent", f"@{fleet.name(likeliest)} may be free again: asking costs little", likeliest)
+        asleep = fits & fleet.rows["asleep"]
+        if now >= demand.due and math.isinf(demand.cloud_usd) and asleep.any():
+            number = int(asleep.argmax())
+            return Decision("agent", f"@{fleet.name(number)} sleeps, and nobody else is free: it may wake", number)
         return self._later(demand, now, "no agent is free")
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:
