@@ -107,20 +107,13 @@ class City:
 
 
 @asynccontextmanager
-async def city(
-    url: str, *workers: Worker, heads: int = 1, grace_s: float = 5.0, **options: object
-) -> AsyncIterator[City]:
+async def city(url: str, *workers: Worker, heads: int = 1, **options: object) -> AsyncIterator[City]:
     chosen = OrchestratorOptions(**{"strong": CLOUD, "share": False, **options})  # type: ignore[arg-type]
     async with AsyncExitStack() as stack:
         for worker in workers:
             stack.callback(worker.gate.set)
             await stack.enter_async_context(worker.agent.running(url))
-        agents = [
-            orchestrator_agent(
-                f"head-{n}", load_embedder("wordllama"), options=chosen, agent_options=AgentOptions(grace_s=grace_s)
-            )
-            for n in range(heads)
-        ]
+        agents = [orchestrator_agent(f"head-{n}", load_embedder("wordllama"), options=chosen) for n in range(heads)]
         for agent in agents:
             await stack.enter_async_context(agent.running(url))
             await everybody_is_known(agent, workers)
@@ -443,10 +436,15 @@ async def test_two_requesters_may_use_the_same_id(mosquitto: Broker) -> None:
 
 
 async def test_an_orchestrator_that_stops_leaves_nobody_at_work(mosquitto: Broker) -> None:
-    harbour, far = Worker("harbour-1"), cloud()
-    async with city(mosquitto.info.url, harbour, far, patience_s=8.0, grace_s=0.1) as test:
+    harbour, options = Worker("harbour-1"), OrchestratorOptions(patience_s=8.0)
+    url, embedder = mosquitto.info.url, load_embedder("wordllama")
+    head = orchestrator_agent("head-0", embedder, options=options, agent_options=AgentOptions(grace_s=0.1))
+    async with harbour.agent.running(url), client().running(url) as asker:
+        await head.start(url)
+        await everybody_is_known(head, [harbour])
+        test = City(asker, [head])
         tasks = [await occupied(test, harbour), *(test.ask() for _ in range(3))]
-        head, orchestrator = test.heads[0], test.orchestrator
+        orchestrator = test.orchestrator
         await eventually(lambda: orchestrator.waiting == 3)
         await head.stop()
         for failed in await asyncio.gather(*tasks, return_exceptions=True):

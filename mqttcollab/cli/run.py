@@ -61,6 +61,8 @@ def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str 
     for service in (decisions.fallback, decisions.strong, decisions.phrasing):
         if service is not None:
             check_service(service)
+    if math.isnan(decisions.patience_s):
+        raise ConfigError("--patience is nan; write seconds, 0 or more")
     BrokerAddress.parse(broker)
     embeds = load_embedder(embedder)
     calibration = None if decisions.calibration is None else read_calibration(decisions.calibration)

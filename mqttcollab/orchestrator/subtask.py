@@ -187,7 +187,7 @@ class Subtask:
             if not tried or any(attempt.reply is not None for attempt in outcome.attempts):
                 continue
             now = asyncio.get_running_loop().time()
-            share = now + (self.deadline - now) * most / left
+            share = self.deadline if most == left else now + (self.deadline - now) * most / left
             decision = await self._tier(_Tier(name, tried, most, share))
             if decision is not None and decision.kind == "cloud":
                 break
@@ -240,9 +240,9 @@ class Subtask:
             deadline=tier.deadline,
         )
         # Who is slow gets more than the tier's share of the time, rather than that it goes elsewhere at once.
-        needed = now + _SLOW * fleet.least_s(demand, tier.ranked)
-        if needed > tier.deadline:
-            demand = replace(demand, deadline=min(self.deadline, needed))
+        if tier.deadline < self.deadline:
+            needed = now + _SLOW * fleet.least_s(demand, tier.ranked)
+            demand = replace(demand, deadline=min(self.deadline, max(tier.deadline, needed)))
         if tier.name == "strong":
             return fleet.with_cloud(demand, (), "there is nobody stronger")
         measured = self.step.service.startswith("data.gpt/")
