@@ -42,8 +42,8 @@ class Source(Protocol):
 class Paper:
     """Bursts: a Markov-modulated Poisson process of two states, and answers most of which are short.
 
-    Bursts of 20 s on average come every 200 s and bring five times the base rate. The paper gives the lengths (50 to 500
-    tokens, skewed small) and says that it is bursty; how much is ours. Nothing is read: there are no prompt tokens.
+    Bursts of 20 s on average come every 200 s and bring five times the base rate. The paper gives the lengths (50 to
+    500 tokens, skewed small) and says that it is bursty; how much is ours. Nothing is read: there are no prompt tokens.
 
     Args:
         duration_s: how long requests come.
