@@ -185,11 +185,11 @@ def test_the_clock_is_virtual() -> None:
 
 def test_the_more_a_policy_looks_at_the_less_goes_to_the_cloud() -> None:
     devices = read_fleet().devices
-    paper = Paper(1800)
+    paper = Paper(3600)
     cost = {
         policy: sum(
             Simulation(devices, paper.arrivals(0.5, devices, seed), policy, seed=seed).run().cloud_cost_usd
-            for seed in range(2)
+            for seed in range(4)
         )
         for policy in ("random", "load-aware", "fastest-free", "frugal")
     }

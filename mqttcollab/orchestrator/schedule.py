@@ -148,4 +148,5 @@ def _terms(offer: Offer) -> Terms:
         price_usd=record.price_usd,
         prompt_usd_per_mtok=record.prompt_usd_per_mtok,
         completion_usd_per_mtok=record.completion_usd_per_mtok,
+        place=record.place,
     )

@@ -98,12 +98,13 @@ class Fleet:
     """The candidates as they are believed to be now: what a policy chooses from.
 
     Attributes:
-        names: of all agents in the LoadBook.
+        names, places: of all agents in the LoadBook.
         rows: (n,), of dtype AGENT.
         at: (n,), their rows in the LoadBook.
     """
 
     names: Sequence[str]
+    places: Sequence[str | None]
     rows: Rows
     at: NDArray[np.intp]
 
@@ -113,6 +114,10 @@ class Fleet:
     def name(self, number: int) -> str:
         """The name of a candidate."""
         return str(self.names[self.at[number]])
+
+    def place(self, number: int) -> str | None:
+        """Where a candidate is, if that is known."""
+        return self.places[int(self.at[number])]
 
     def free(self, surely: float = 0.5) -> NDArray[np.bool_]:
         """(n,): who is awake and has so much of a slot free, as far as is known."""
@@ -130,7 +135,7 @@ class Fleet:
     def work_s(self, demand: Demand) -> float:
         """How long all of them together would take, were it divisible; of many agents some stand for all."""
         step = max(1, len(self.rows) // _ENOUGH)
-        some = self if step == 1 else Fleet(self.names, self.rows[::step], self.at[::step])
+        some = self if step == 1 else Fleet(self.names, self.places, self.rows[::step], self.at[::step])
         done = np.add.reduce(some.rows["slots"] / np.maximum(some.seconds(demand), _LEAST_S))
         return len(some) / len(self) / float(done)
 

@@ -65,7 +65,9 @@ class Frugal:
             if price > demand.cloud_usd:
                 why = f"the last free slot (@{fleet.name(best)}) is worth {price:.5f} US dollars to what comes next"
                 return self._later(demand, now, why)
-        return Decision("agent", f"@{fleet.name(best)} is free, {took:.2f} s, the fastest of {count}", best)
+        place = fleet.place(best)
+        where = f"@{fleet.name(best)}" if place is None else f"@{fleet.name(best)} ({place})"
+        return Decision("agent", f"{where} is free, {took:.2f} s, the fastest of {count}", best)
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
         """The most urgent first; but what can't all be begun in time is shed from its cheap end."""

@@ -41,6 +41,7 @@ class Terms:
         overhead_s: seconds per request, whatever its length.
         slots: requests that it works on at once.
         price_usd, prompt_usd_per_mtok, completion_usd_per_mtok: what it charges.
+        place: where it is.
 
     Raises:
         ConfigError: a speed is not above 0, or a time or a price is negative or not finite.
@@ -53,6 +54,7 @@ class Terms:
     price_usd: float = 0.0
     prompt_usd_per_mtok: float = 0.0
     completion_usd_per_mtok: float = 0.0
+    place: str | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -108,6 +110,7 @@ class LoadBook:
         self._rows = np.zeros(_FIRST_ROWS, AGENT)
         self._others = np.zeros(_FIRST_ROWS, _OTHERS)
         self._names: list[str] = []
+        self._places: list[str | None] = []
         self._terms: list[Terms] = []
         self._index: dict[tuple[str, str], int] = {}
         self._agents: dict[str, _Agent] = {}
@@ -126,7 +129,7 @@ class LoadBook:
             index = self._add(agent, service, terms)
         elif self._terms[index] == terms:
             return index
-        self._terms[index] = terms
+        self._terms[index], self._places[index] = terms, terms.place
         row = self._rows[index]
         row["slots"] = min(max(1, terms.slots), _MOST)
         row["price_usd"] = terms.price_usd
@@ -146,6 +149,7 @@ class LoadBook:
         self._names.append(agent)
         self._services.append(service)
         self._terms.append(terms)
+        self._places.append(terms.place)
         of_agent = self._agents.setdefault(agent, _Agent()).rows
         of_agent.append(index)
         row, other = self._rows[index], self._rows[of_agent[0]]
@@ -168,7 +172,7 @@ class LoadBook:
         rows["score"] = candidates.scores
         if now < self._guessing_until:
             self._add_others(rows, self._others[at], now)
-        return Fleet(self._names, rows, at)
+        return Fleet(self._names, self._places, rows, at)
 
     def _add_others(self, rows: Rows, others: Rows, now: float) -> None:
         """Others' requests end in about the time that one takes; once that is long past, nothing is known of them."""

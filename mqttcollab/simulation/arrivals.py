@@ -12,7 +12,7 @@ from mqttcollab.simulation.engine import Arrival, Device
 _TOKENS = (50.0, 100.0, 200.0, 300.0, 500.0)
 _SHARES = (0.35, 0.30, 0.20, 0.10, 0.05)
 _MEAN = sum(tokens * share for tokens, share in zip(_TOKENS, _SHARES, strict=True))
-_BURST_S, _PERIOD_S, _TIMES = 20.0, 200.0, 6.0
+_BURST_S, _PERIOD_S, _TIMES = 20.0, 200.0, 5.0
 
 
 class Source(Protocol):
@@ -42,8 +42,8 @@ class Source(Protocol):
 class Paper:
     """Bursts: a Markov-modulated Poisson process of two states, and answers most of which are short.
 
-    Bursts of 20 s on average come every 200 s and bring six times the base rate. The paper gives the lengths (50 to 500
-    tokens, skewed small) and says that it is bursty; how much is ours. Nothing is read: there are no prompt tokens.
+    Bursts of 20 s on average come every 200 s and bring five times the base rate. The paper gives the lengths (50 to
+    500 tokens, skewed small) and says that it is bursty; how much is ours. Nothing is read: there are no prompt tokens.
 
     Args:
         duration_s: how long requests come.
