@@ -201,6 +201,22 @@ async def test_ask_prints_the_reply_as_json(broker: str) -> None:
     assert (reply["status"], reply["agent"], reply["confidence"]) == ("ok", "sage-1", 0.25)
 
 
+async def test_ask_sends_the_terms_that_it_is_given(broker: str) -> None:
+    agent = Agent("clerk-1")
+
+    @agent.service("knowledge.gpt/terms", description="Says on which terms it was asked")
+    async def terms(request: Request) -> str:
+        return f"{request.budget_usd} {request.may_leave_edge} {request.tenant} {request.priority}"
+
+    async with agent.running(broker):
+        ask = ("ask", "Which terms?", "--agent", "clerk-1")
+        assert (await run(*ask, broker=broker)).out == "None True None 4\n"
+        given = ("--budget", "0.5", "--on-edge", "--tenant", "alice", "--priority", "9")
+        assert (await run(*ask, *given, broker=broker)).out == "0.5 False alice 9\n"
+    wrong = (await run(*ask, "--budget", "nan", broker=broker)).error
+    assert wrong == "error: --budget is nan; write US dollars, 0 or more"
+
+
 async def test_ask_needs_the_service_only_of_an_agent_with_several(broker: str) -> None:
     async with sage(broker):
         several = (await run("ask", "Rain?", "--agent", "sage-1", broker=broker)).error
