@@ -352,6 +352,17 @@ async def test_nobody_notes_for_others_what_must_not_leave_the_edge(mosquitto: B
         assert knowledge.questions() == [QUESTION]
 
 
+async def test_where_there_is_a_cloud_only_the_edge_is_named_as_the_reason(mosquitto: Broker) -> None:
+    far = cloud()
+    async with city(mosquitto.info.url, far) as test:
+        with pytest.raises(RequestError, match="the question must not leave the edge") as refused:
+            await test.ask(may_leave_edge=False)
+        assert refused.value.code == "no_capability"
+        with pytest.raises(RequestError, match="charges more than the budget, and there is nobody else"):
+            await test.ask(budget_usd=0.0)
+    assert not far.asked
+
+
 async def test_a_peer_does_not_pass_it_to_a_cloud_either(mosquitto: Broker) -> None:
     far = cloud()
     async with city(mosquitto.info.url, far) as test:

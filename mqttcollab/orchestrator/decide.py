@@ -137,7 +137,7 @@ class Decider:
             if dear := sorted(draft.too_dear.intersection(touched)):
                 text = f"all that offer {', '.join(dear[:_SHOWN])} charge more than the budget, {request.budget_usd:g}"
                 raise RequestError("quota_exceeded", f"{text} US dollars")
-            raise RequestError("no_capability", reason)
+            raise RequestError("no_capability", f"{reason}; {KEPT}" if draft.kept else reason)
         plan = Plan(
             origin=split.origin,
             reason=split.reason,
@@ -184,12 +184,12 @@ class _Draft:
         self._decider = decider
         self._request = request
         self._offers: dict[str, list[Offer]] = {}
-        self._kept = False
+        self.kept = False
         self.too_dear: set[str] = set()
         for offer in offers:
             affordable = request.budget_usd is None or offer.record.price_usd <= request.budget_usd
             leaves = offer.record.leaves_edge or offer.record.service == decider.strong
-            self._kept |= leaves and not request.may_leave_edge
+            self.kept |= leaves and not request.may_leave_edge
             if not affordable:
                 self.too_dear.add(offer.record.service)
             elif request.may_leave_edge or not leaves:
@@ -325,7 +325,7 @@ class _Draft:
         if len(self.steps) >= MAX_STEPS:
             raise RequestError("bad_request", f"the question takes more than {MAX_STEPS} steps; ask it in parts")
         answers = 1 if _is_data(step.service) else self._decider.answers
-        no_cloud = KEPT if self._kept else _TOO_DEAR if self._decider.strong in self.too_dear else ""
+        no_cloud = KEPT if self.kept else _TOO_DEAR if self._decider.strong in self.too_dear else ""
         self.steps.append(replace(step, number=len(self.steps) + 1, answers=answers, no_cloud=no_cloud))
         return len(self.steps)
 

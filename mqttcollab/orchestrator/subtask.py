@@ -243,8 +243,8 @@ class Subtask:
         if tier.deadline < self.deadline:
             needed = now + _SLOW * fleet.least_s(demand, tier.ranked)
             demand = replace(demand, deadline=min(self.deadline, max(tier.deadline, needed)))
-        if tier.name == "strong":
-            return fleet.with_cloud(demand, (), "there is nobody stronger")
+        if tier.name == "strong" or tier.ranked[0].offer.record.leaves_edge:
+            return fleet.with_cloud(demand, (), "there is nobody else")
         measured = self.step.service.startswith("data.gpt/")
         return fleet.with_cloud(demand, () if measured else _cloud(self.step), self.step.no_cloud)
 
