@@ -124,6 +124,7 @@ def _children(parent: int) -> list[int]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("--validate --crash", "--validate takes no device away; leave out --crash and --down"),
         ("--policy best", "there is no policy 'best'; use one of random, weighted,"),
         ("--load 0", "--load is 0; it has to be above 0, and 100 at most"),
         ("--load -1", "--load is -1; it has to be above 0"),

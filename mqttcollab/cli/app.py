@@ -363,6 +363,7 @@ def simulate(
         # One seed takes a minute per policy.
         return validate_simulation(
             grid,
+            outages=crash or bool(down),
             fleet=fleet,
             trace=trace,
             hours=hours,

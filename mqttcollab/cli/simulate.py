@@ -116,6 +116,7 @@ def run_simulation(
 def validate_simulation(
     grid: Grid,
     *,
+    outages: bool,
     fleet: Path | None,
     trace: Path | None,
     hours: float | None,
@@ -127,6 +128,8 @@ def validate_simulation(
     """Replays each load's arrivals over a broker too, and prints how far the two are apart."""
     from mqttcollab.cli.validate import run_validation
 
+    if outages:
+        raise ConfigError("--validate takes no device away; leave out --crash and --down")
     if not seeds:
         raise ConfigError("--seeds is less than 1; use 1 or more")
     scenes, source, devices = grid.scenes(), _source(trace, hours), read_fleet(fleet)
