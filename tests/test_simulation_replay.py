@@ -46,8 +46,16 @@ def close(one: float, other: float, of: int) -> bool:
     return abs(one - other) <= 0.15 * of
 
 
-@pytest.mark.parametrize("patience_s", [0.0, 5.0])
-@pytest.mark.parametrize("policy", ["load-aware", "frugal"])
+@pytest.mark.parametrize(
+    ("policy", "patience_s"),
+    [
+        ("frugal", 5.0),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("frugal", 0.0), ("load-aware", 0.0), ("load-aware", 5.0))
+        ),
+    ],
+)
 async def test_simulation_and_reality_agree(mosquitto: Broker, policy: str, patience_s: float) -> None:
     arrivals = bursts(1)
     simulated, real = await both(mosquitto, arrivals, policy, Setting(patience_s=patience_s))
