@@ -22,7 +22,7 @@ class Attempt:
 
     Attributes:
         seconds: the time that it was given.
-        why: why it was chosen among several, in words.
+        why: why it was chosen, in words.
     """
 
     offer: Offer
@@ -107,8 +107,7 @@ class Placing:
             placer.close(self.demand)
 
     def _start(self, placed: Placed, offer: Offer, ask: Ask) -> None:
-        why = placed.decision.reason if len(self.ranked) > 1 else ""  # else there was no choice
-        attempt = Attempt(offer, max(0.001, self.demand.deadline - self.fleet.placer.now), why=why)
+        attempt = Attempt(offer, max(0.001, self.demand.deadline - self.fleet.placer.now), placed.decision.reason)
         others = self._tried + len(self._running) + 1 < len(self.ranked)
         task = asyncio.create_task(self._attempt(attempt, placed, ask, others=others))
         self._running[task] = placed, attempt

@@ -67,8 +67,8 @@ class Frugal:
                 return self._later(demand, now, why)
         place = fleet.place(best)
         where = f"@{fleet.name(best)}" if place is None else f"@{fleet.name(best)} ({place})"
-        time = f"{took:.2f} s" if took else "not timed yet"
-        return Decision("agent", f"{where} is free, {time}, the fastest of {count}", best)
+        why = f", the fastest of {count}" if count > 1 else ""
+        return Decision("agent", f"{where} is free{f', {took:.2f} s' if took else ''}{why}", best)
 
     def order(self, waiting: Sequence[Demand], fleet: Fleet, now: float) -> Sequence[Demand]:
         """The most urgent first; but what can't all be begun in time is shed from its cheap end."""
