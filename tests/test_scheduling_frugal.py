@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedulers import book_of, demand, fleet_of
 
-from mqttcollab.scheduling import Decision, Demand
+from mqttcollab.scheduling import Decision, Demand, LoadBook, Terms
 from mqttcollab.scheduling.frugal import Frugal
 from mqttcollab.scheduling.hardship import hardship
 from mqttcollab.scheduling.market import Market
@@ -56,7 +56,7 @@ def test_a_less_able_one_gets_nothing_that_the_best_could_do() -> None:
     assert Frugal().choose(demand(), fleet_of(TWO, score=[1.0, 0.85]), 0.0).agent == 0
     assert Frugal().choose(demand(), fleet_of(TWO, score=[1.0, 0.95]), 0.0).agent == 1
     waits = Frugal().choose(demand(**PATIENT), fleet_of(TWO, score=[1.0, 0.7], running=[1, 0]), 0.0)
-    assert waits == Decision("wait", "no agent is free", until=5.0)
+    assert waits == Decision("wait", "no agent is free")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_time_is_reckoned_by_those_within_the_budget() -> None:
 
 def test_it_waits_while_it_may_then_goes_to_the_cloud_or_is_refused() -> None:
     full = fleet_of(TWO, running=[1, 1])
-    assert Frugal().choose(demand(**PATIENT), full, 4.9) == Decision("wait", "no agent is free", until=5.0)
+    assert Frugal().choose(demand(**PATIENT), full, 4.9) == Decision("wait", "no agent is free")
     assert Frugal().choose(demand(**PATIENT), full, 5.0) == Decision("cloud", "no agent is free")
     refused = Frugal().choose(demand(wait_until=5.0, no_cloud="it may not leave the edge"), full, 5.0)
     assert refused == Decision("refuse", "no agent is free, and it may not leave the edge", code="busy")
@@ -141,7 +141,7 @@ def test_it_waits_while_it_may_then_goes_to_the_cloud_or_is_refused() -> None:
 
 def test_it_waits_no_longer_than_to_its_deadline() -> None:
     full = fleet_of({"a": math.inf}, running=[1])
-    assert Frugal().choose(demand(deadline=3.0), full, 2.9) == Decision("wait", "no agent is free", until=3.0)
+    assert Frugal().choose(demand(deadline=3.0), full, 2.9) == Decision("wait", "no agent is free")
     assert Frugal().choose(demand(deadline=3.0), full, 3.0).kind == "refuse"
 
 
@@ -366,3 +366,13 @@ def test_a_rush_for_one_service_makes_no_other_dear() -> None:
     policy, last = rushed(), fleet_of(TWO, running=[1, 0])
     assert policy.choose(demand(**PATIENT), last, 0.0).kind == "wait"
     assert policy.choose(demand(**PATIENT, service="another"), last, 0.0).kind == "agent"
+
+
+def test_a_policy_sees_where_an_agent_is_and_says_so() -> None:
+    book = LoadBook()
+    rows = [book.row("a", "s", Terms(10.0)), book.row("b", "s", Terms(20.0, place="harbour"))]
+    fleet = book.fleet(book.candidates(rows), 0.0)
+    assert [fleet.place(number) for number in (0, 1)] == [None, "harbour"]
+    assert Frugal().choose(demand(), fleet, 0.0).reason == "@b (harbour) is free, 5.00 s, the fastest of 2"
+    book.row("b", "s", Terms(20.0, place="north pier"))
+    assert book.fleet(book.candidates(rows), 0.0).place(1) == "north pier"

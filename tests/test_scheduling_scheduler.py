@@ -52,7 +52,7 @@ def test_who_comes_later_waits_behind_those_who_wait_unless_it_has_a_higher_prio
     scheduler.submit(demand("second", wait_until=50.0), one, 0.0)
     scheduler.ended(first, 1.0, failed=True)
     later = scheduler.submit(demand("later", wait_until=60.0), one, 1.0)
-    assert later.decision == Decision("wait", "others wait as well", until=1.0)
+    assert later.decision == Decision("wait", "others wait as well")
     urgent = scheduler.submit(demand("urgent", priority=5), one, 1.0)
     assert urgent.decision.kind == "agent"
     scheduler.close("urgent", 2.0)

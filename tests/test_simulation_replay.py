@@ -17,7 +17,7 @@ from mqttcollab.cli.validate import run_validation
 from mqttcollab.errors import BrokerError, ConfigError, MqttCollabError
 from mqttcollab.simulation.clock import in_fast_time
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting, Simulation
-from mqttcollab.simulation.replay import measured_replay, replay
+from mqttcollab.simulation.replay import replay
 from mqttcollab.simulation.validate import Compared, Counts, compare
 
 DEVICES = (Device("orin", 20, 200), Device("phone", 10, 100), Device("pi", 6, 60, slots=2))
@@ -36,7 +36,7 @@ def bursts(seed: int, count: int = 60, prompt_tokens: float = 0.0) -> list[Arriv
 
 async def both(mosquitto: Broker, arrivals: list[Arrival], policy: str, setting: Setting) -> tuple[Result, Result]:
     """What simulation and replay come to."""
-    real = await measured_replay(DEVICES, arrivals, policy, setting, CLOUD, SPEED_UP, 1, mosquitto.info.url)
+    real = await replay(DEVICES, arrivals, policy, setting, CLOUD, SPEED_UP, 1, mosquitto.info.url)
     linked = [dataclasses.replace(device, link_s=real.link_s) for device in DEVICES]
     return Simulation(linked, arrivals, policy, setting, CLOUD, 1).run(), real.result
 

@@ -157,17 +157,15 @@ class Decision(NamedTuple):
     """What a policy answers.
 
     Attributes:
-        kind: `agent`; `cloud`; `wait`, to be asked again when something ends or `until` has come; `refuse`.
+        kind: `agent`; `cloud`; `wait`, to be asked again when something ends or the demand is due; `refuse`.
         reason: why, in words.
         agent: a number in the fleet, for `agent`.
-        until: for `wait`, when it ends.
         code: for `refuse`, the error code of the protocol.
     """
 
     kind: Kind
     reason: str
     agent: int = -1
-    until: float = math.inf
     code: ErrorCode = "busy"
 
 

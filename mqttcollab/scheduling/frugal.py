@@ -128,7 +128,7 @@ class Frugal:
 
     def _later(self, demand: Demand, now: float, why: str) -> Decision:
         if now < demand.due:
-            return Decision("wait", why, until=demand.due)
+            return Decision("wait", why)
         return elsewhere(demand, now, why)
 
 

@@ -44,7 +44,7 @@ class Placer:
         return await self._settled(self.scheduler.again(demand.id, self.now))
 
     def beside(self, demand: Demand) -> Placed | None:
-        """A further agent for a request whose agent is late, if one is free."""
+        """A further agent for a request whose agent is late, if one is free that charges nothing."""
         return self.scheduler.beside(demand.id, self.now)
 
     def straggles_s(self, placed: Placed) -> float:

@@ -84,7 +84,7 @@ class Scheduler:
             if now + seconds > demand.deadline:
                 return Placed(demand, too_late(demand, now, seconds))
         self._wait(one, fleet)
-        return Placed(demand, Decision("wait", "others wait as well", until=now))
+        return Placed(demand, Decision("wait", "others wait as well"))
 
     def again(self, demand_id: str, now: float) -> Placed:
         """Decides anew of a request whose agent was busy, has failed or takes too long; those tried are left out.

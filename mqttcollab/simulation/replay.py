@@ -52,7 +52,7 @@ async def replay(
     speed_up: float,
     seed: int,
     broker: str,
-) -> Result:
+) -> Replayed:
     """Sends the requests, in compressed time, to real agents over a real broker.
 
     Each device is an `Agent` whose service sleeps as long as the device would take; each orchestrator a client with a
@@ -76,20 +76,6 @@ async def replay(
         TransportError: the broker can't be reached.
         RuntimeFailure: an agent gave no answer.
     """
-    return (await measured_replay(devices, arrivals, policy, setting, cloud, speed_up, seed, broker)).result
-
-
-async def measured_replay(
-    devices: Sequence[Device],
-    arrivals: Sequence[Arrival],
-    policy: str,
-    setting: Setting,
-    cloud: Cloud,
-    speed_up: float,
-    seed: int,
-    broker: str,
-) -> Replayed:
-    """Like `replay`; says what the network took as well."""
     if not devices:
         raise ConfigError("the fleet has no devices: there is nobody to replay the requests on")
     for device in devices:

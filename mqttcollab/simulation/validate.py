@@ -11,7 +11,7 @@ from typing import Any
 
 from mqttcollab.errors import ConfigError
 from mqttcollab.simulation.engine import Arrival, Cloud, Device, Result, Setting, Simulation
-from mqttcollab.simulation.replay import Replayed, measured_replay
+from mqttcollab.simulation.replay import Replayed, replay
 
 DEFAULT_SPEED_UP = 60.0
 # What is compared where nobody says what: the yardstick, and what is used.
@@ -96,7 +96,7 @@ async def compare(
         simulated, real = [], []
         for seed, arrivals in hours.items():
             progress(f"{policy}, seed {seed}: {len(arrivals)} requests")
-            real.append(await measured_replay(devices, arrivals, policy, setting, cloud, speed_up, seed, broker))
+            real.append(await replay(devices, arrivals, policy, setting, cloud, speed_up, seed, broker))
             linked = [replace(device, link_s=real[-1].link_s) for device in devices]
             simulation = Simulation(linked, arrivals, policy, setting, cloud, seed)
             simulated.append(await asyncio.to_thread(simulation.run))
