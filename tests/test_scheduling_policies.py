@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -110,3 +113,15 @@ def test_a_seed_repeats_the_choice_and_the_reason_names_the_policy(name: str) ->
 def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"there is no policy 'best'; use one of random, weighted, .*frugal"):
         make_policy("best")
+
+
+def test_the_policy_of_the_docs_chooses_the_fullest_battery_of_those_that_are_free() -> None:
+    docs = Path(__file__).parents[1] / "docs" / "scheduling.md"
+    found = re.search(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1], names)
+    fleet = fleet_of({"a": 10.0, "b": 20.0, "c": 30.0}, battery=[0.5, 0.2, 0.9], running=[0.0, 0.0, 1.0])
+    decision = names["Greenest"]().choose(demand(), fleet, 0.0)
+    assert (decision.kind, fleet.name(decision.agent)) == ("agent", "a")
+    assert names["options"].policy.name == "greenest"
