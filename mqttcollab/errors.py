@@ -12,6 +12,7 @@ MqttCollabError
 │   ├── SubscribeError      the broker refused a subscription
 │   └── DuplicateAgent      another process runs under this agent's name
 ├── BrokerError             a broker process can't be started
+├── JournalError            the journal can't be read or written
 ├── RuntimeFailure          a model can't be loaded, or failed while it ran
 └── RequestError            a request ended in an error code, here or at a peer
     └── DeadlineExceeded    no answer in time (also a TimeoutError)
@@ -101,6 +102,10 @@ class DuplicateAgent(TransportError):
 
 class BrokerError(MqttCollabError):
     """A broker process can't be started: no binary, port in use, bad configuration."""
+
+
+class JournalError(MqttCollabError):
+    """The journal can't be read or written: the disk is full, the file damaged, the server away."""
 
 
 class RuntimeFailure(MqttCollabError):

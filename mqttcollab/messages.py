@@ -304,6 +304,7 @@ class ServiceRecord(Message):
     prompt_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
     completion_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
     leaves_edge: bool = False
+    durable: bool = False
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     place: str | None = None
     ttl_s: Annotated[float, Field(gt=0)] | None = None
@@ -341,6 +342,8 @@ class Load(Message):
     agent: AgentName
     running: Count = 0
     queued: Count = 0
+    waiting: Count = 0
+    unsent: Count = 0
     slots: Count = 1
     completed: Count = 0
     failed: Count = 0

@@ -26,6 +26,7 @@ LAYERS = (
     ("topics", "config"),
     ("messages",),
     ("codec", "schema"),
+    ("journal",),
     ("transport",),
     ("rpc",),
     ("cms",),
