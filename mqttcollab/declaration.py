@@ -19,6 +19,7 @@ from mqttcollab.service import HandlerFunction, Service, first_line, function_se
 from mqttcollab.topics import agent_topic, check_agent, record_topic, slm_topic
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions
+from mqttcollab.trouble import Troubled, Troubles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +132,7 @@ class Declaration:
         self.services: dict[str, Service] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.repeated: list[tuple[float, Repeated]] = []
+        self.troubles = Troubles()
         self._changes: dict[str, dict[str, Any]] = {}
         self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
         self.profile()
@@ -199,6 +201,27 @@ class Declaration:
         for key in facts:
             slm_topic("models", model, key)
         self.models[model] = facts
+
+    def degrade(self, source: str, reason: str) -> None:
+        """Says that something is wrong: the agent's status is `degraded` until the source recovers.
+
+        Several sources may be in trouble at once; the status gives all reasons. It is said at once, but at most every
+        second, however often it changes; after a reconnection or a new start it is said again. From any thread.
+
+        Args:
+            source: what is in trouble, a name of the caller's choice: `"disk"`.
+            reason: what is wrong, in one line; a status gives at most 200 characters.
+        """
+        self.troubles.tell(source, reason or source)
+
+    def recover(self, source: str) -> None:
+        """Says that nothing is wrong with a source any more. From any thread."""
+        self.troubles.tell(source, None)
+
+    def watch(self, source: str, part: Troubled) -> None:
+        """Is degraded for as long as a part of the agent (a journal, a model's runtime) says that it is in trouble."""
+        part.on_trouble(lambda reason: self.troubles.tell(source, reason))
+        self.troubles.tell(source, part.trouble)
 
     def profile(self) -> Profile:
         """What the agent is, for others; raises ConfigError where a fact about it can't be sent."""

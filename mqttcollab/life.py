@@ -42,7 +42,7 @@ class Life:
     def __init__(self, agent: Declaration, broker: str | TransportFactory | None) -> None:
         options = agent.options
         records = [record_topic(service, agent.name) for service in agent.services]
-        self.presence = Presence(agent.name, records, agent.descriptions, options.update_s)
+        self.presence = Presence(agent.name, records, agent.descriptions, options.update_s, agent.troubles)
         if callable(broker):
             self.transport = broker(agent.name, self.presence.will)
         else:

@@ -255,7 +255,7 @@ class Registry:
         # A retained report that is replayed is old; it starts the lease but does not revive anybody.
         if view.expired and load is not None and not message.retain:
             view.expired = False
-            self._note("online", name)
+            self._note(view.status.state if view.status is not None else "online", name)
 
     def _on_record(self, message: TransportMessage) -> None:
         try:
