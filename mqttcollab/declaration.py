@@ -48,8 +48,8 @@ class AgentOptions:
         visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
         update_s: the least pause, in seconds, between two publications of records that change (`Agent.update`).
-        journal: a file, or the URL of a PostgreSQL server: requests to services that are `durable` are written down there
-            before they are acknowledged, and outlive the process. None: no service is durable.
+        journal: a file, or the URL of a PostgreSQL server: requests to services that are `durable` are written down
+            there before they are acknowledged, and outlive the process. None: no service is durable.
         keep: what the journal keeps of what has ended.
         connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
             so that a request sent while the agent reboots arrives.

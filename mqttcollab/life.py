@@ -102,7 +102,8 @@ class Life:
 
     async def _open_journal(self, undo: contextlib.AsyncExitStack, where: str) -> None:
         """Before the connection: a request must not come before it can be written down."""
-        self.journal = await open_journal(where, f"{self._agent.name}/{self.presence.epoch}", limits=self._agent.options.keep)
+        owner = f"{self._agent.name}/{self.presence.epoch}"
+        self.journal = await open_journal(where, owner, limits=self._agent.options.keep)
         undo.push_async_callback(self.journal.close)
         undo.push_async_callback(self._release)
 
