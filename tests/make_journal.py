@@ -1,7 +1,7 @@
 """Makes a small journal with a task in every state, as an orchestrator leaves it that is killed.
 
 `python tests/make_journal.py FILE`. The files of old versions in tests/data were made so, each with the code of its
-version: journal1.sqlite at the commit that brought the journal.
+version: journal1.db at the commit that brought the journal.
 """
 
 from __future__ import annotations
