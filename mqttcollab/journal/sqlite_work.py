@@ -86,11 +86,12 @@ class Work:
                 )
                 continue
             owner, state, reply = rows[key]
+            taken = False
             if state == "open" and is_dead(owner, self.owner, living):
                 take = "UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE key = ?"
                 db.execute(take, (self.owner, key))
-                owner = self.owner
-            yield accepted_of(owner, state, reply, self.owner)
+                owner, taken = self.owner, True
+            yield accepted_of(owner, state, reply, self.owner, taken=taken)
 
     def _append(self, db: sqlite3.Connection, entries: Sequence[NewEntry]) -> None:
         rows = [(entry.time_ms, self.owner, entry.kind, entry.facts, entry.key) for entry in entries]
@@ -157,7 +158,7 @@ class Work:
             db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
         db.execute("DELETE FROM owners WHERE until_ms <= ?", (now,))
         query = f"SELECT {WHOLE} FROM tasks WHERE key = ?"
-        return [task_of(db.execute(query, (key,)).fetchone()) for _, _, key in sorted(keys)]
+        return [task_of(db.execute(query, (key,)).fetchone(), now) for _, _, key in sorted(keys)]
 
     def give_up(self, db: sqlite3.Connection, keys: Collection[str] | None = None) -> None:
         """Lets others claim this owner's open tasks: these, or all."""
@@ -214,7 +215,7 @@ class Work:
         where = " AND ".join(sql for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
         query = f"SELECT {FACTS} FROM tasks WHERE {where} ORDER BY accepted_ms DESC, id DESC LIMIT ?"
-        return [task_of(row) for row in db.execute(query, (*values, most))]
+        return [task_of(row, self.now_ms()) for row in db.execute(query, (*values, most))]
 
     def task(self, db: sqlite3.Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
         """A task and its history, whose facts are JSON."""
@@ -225,7 +226,7 @@ class Work:
             "SELECT time_ms, entries.owner, kind, facts FROM entries JOIN tasks ON tasks.id = task"
             " WHERE key = ? ORDER BY entries.id"
         )
-        return task_of(row), db.execute(query, (key,)).fetchall()
+        return task_of(row, self.now_ms()), db.execute(query, (key,)).fetchall()
 
     def secret(self, db: sqlite3.Connection) -> bytes:
         """32 random bytes that stay the same."""
