@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from mqttcollab.codec import MAX_PAYLOAD, VectorType, encode
 from mqttcollab.errors import ConfigError
+from mqttcollab.journal import Limits
 from mqttcollab.messages import Profile, ServiceRecord
 from mqttcollab.presence import typed
 from mqttcollab.service import HandlerFunction, Service, first_line, function_service, record_of
@@ -47,6 +48,9 @@ class AgentOptions:
         visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
         update_s: the least pause, in seconds, between two publications of records that change (`Agent.update`).
+        journal: a file, or the URL of a PostgreSQL server: requests to services that are `durable` are written down
+            there before they are acknowledged, and outlive the process. None: no service is durable.
+        keep: what the journal keeps of what has ended.
         connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
             so that a request sent while the agent reboots arrives.
     """
@@ -60,6 +64,8 @@ class AgentOptions:
     visible: bool = True
     vectors: VectorType = "int8"
     update_s: float = 1.0
+    journal: str | None = None
+    keep: Limits = Limits()  # noqa: RUF009 - immutable
     connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -242,6 +248,7 @@ class Declaration:
 
     def _record(self, service: Service, changes: dict[str, Any]) -> ServiceRecord:
         record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder, **changes)
+        record.durable = service.durable and self.options.journal is not None
         record.centroid = self._centroid(record)
         size = len(encode(record))
         if size > self.options.limit:
