@@ -109,6 +109,8 @@ class Life:
         """Before the connection: a request must not come before it can be written down."""
         owner = f"{self._agent.name}/{self.presence.epoch}"
         self.journal = await open_journal(where, owner, limits=self._agent.options.keep)
+        self._agent.watch("journal", self.journal)
+        undo.callback(self._agent.recover, "journal")
         undo.push_async_callback(self.journal.close)
         undo.push_async_callback(self._release)
 

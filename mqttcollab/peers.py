@@ -166,8 +166,8 @@ async def unless_lost(
         agent: who is asked.
         others: whether somebody else could be asked instead. Else the agent gets some seconds to come back, since
             it may have lost its connection only, and still be at work.
-        durable_s: seconds that it gets to come back where it is durable, also to a new life: it goes on then, or whoever
-            shares its journal did so meanwhile. 0 where it is not.
+        durable_s: seconds that it gets to come back where it is durable, also to a new life: it goes on then, or
+            whoever shares its journal did so meanwhile. 0 where it is not.
 
     Raises:
         RequestError: the agent went offline.

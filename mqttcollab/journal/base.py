@@ -70,7 +70,7 @@ class Task:
 
 
 class Entry(NamedTuple):
-    """What happened to a task: when, by whom, what (`plan`, `dispatch`, `step`, …), and its facts as JSON holds them."""
+    """What happened to a task: when, by whom, what (`plan`, `dispatch`, `step`, …), and its facts (JSON)."""
 
     time_ms: int
     owner: str
