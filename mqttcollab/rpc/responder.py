@@ -262,7 +262,7 @@ class Responder:
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
         """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
-        stats, waiting = service.stats, True
+        stats, waiting, busy = service.stats, True, None
         try:
             async with asyncio.timeout_at(job.latest_start) as limit:
                 await service.places.take(job)
@@ -277,7 +277,7 @@ class Responder:
         except TimeoutError:
             if not waiting or asyncio.get_running_loop().time() >= job.deadline:
                 raise
-            job.turned_away, busy = True, self._busy(stats)
+            job.turned_away = True
         except RequestError as error:  # all handlers hang
             job.turned_away, busy = True, error
         finally:
@@ -288,7 +288,7 @@ class Responder:
                 service.places.leave(job)
             self.on_load()
         if job.turned_away:
-            return error_reply(job.request.id, busy)
+            return error_reply(job.request.id, busy or self._busy(stats))
         if asyncio.get_running_loop().time() >= job.deadline:  # the handler would not be stopped
             raise TimeoutError
         return reply
