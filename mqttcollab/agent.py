@@ -18,6 +18,7 @@ from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
 from mqttcollab.peers import Limits
 from mqttcollab.presence import Presence, typed
 from mqttcollab.service import Service
+from mqttcollab.systemd import Supervised
 from mqttcollab.topics import record_topic
 from mqttcollab.transport.base import Transport
 
@@ -139,7 +140,7 @@ class Agent(Declaration):
             over.result()
 
     async def serve(self, broker: str | TransportFactory | None = None) -> None:
-        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly.
+        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly. Tells systemd how it is, if that asks.
 
         Raises:
             DuplicateAgent: another process came up under this name.
@@ -154,7 +155,8 @@ class Agent(Declaration):
             if starting.done():
                 starting.result()
                 _log.info("@%s is online: %s", self.name, ", ".join(self.services) or "no services")
-                await self.presence.until(stop.wait())
+                async with Supervised(self.troubles, lambda: self.transport.online):
+                    await self.presence.until(stop.wait())
         finally:
             for task in (starting, stopping):
                 task.cancel()

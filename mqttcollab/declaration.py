@@ -47,6 +47,7 @@ class AgentOptions:
         match_threshold: the least closeness (cosine) at which `ask` by meaning turns to a peer.
         visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
+        stall_s: how long the event loop may be blocked, in seconds; after more the agent is degraded for a while.
         update_s: the least pause, in seconds, between two publications of records that change (`Agent.update`).
         journal: a file, or the URL of a PostgreSQL server: requests to services that are `durable` are written down
             there before they are acknowledged, and outlive the process. None: no service is durable.
@@ -63,6 +64,7 @@ class AgentOptions:
     match_threshold: float = 0.4
     visible: bool = True
     vectors: VectorType = "int8"
+    stall_s: float = 5.0
     update_s: float = 1.0
     journal: str | None = None
     keep: Limits = Limits()  # noqa: RUF009 - immutable
@@ -71,6 +73,8 @@ class AgentOptions:
     def __post_init__(self) -> None:
         if self.heartbeat_s <= 0:
             raise ConfigError(f"heartbeat_s is {self.heartbeat_s:g}; it is in seconds and over 0")
+        if not self.stall_s > 0:
+            raise ConfigError(f"stall_s is {self.stall_s:g}; it is in seconds and over 0")
         for name, value in (("update_s", self.update_s), ("report_s", self.report_s)):
             if not value >= 0:
                 raise ConfigError(f"{name} is {value:g}; it is in seconds and not under 0")

@@ -16,6 +16,7 @@ from mqttcollab.errors import JournalError, MqttCollabError
 from mqttcollab.journal import Journal, open_journal
 from mqttcollab.messages import Load
 from mqttcollab.peers import Peers
+from mqttcollab.places import Places
 from mqttcollab.presence import Presence, typed
 from mqttcollab.rpc import Requester, Responder
 from mqttcollab.rpc.durable import TakeOver
@@ -24,6 +25,7 @@ from mqttcollab.service import adapt
 from mqttcollab.topics import agent_topic, record_topic
 from mqttcollab.transport.base import Transport, TransportMessage
 from mqttcollab.transport.mqtt import MqttTransport
+from mqttcollab.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Life:
         self.peers = Peers(self.requester, self.registry, options.match_threshold)
         self.senses = Senses(self.transport, agent.name, agent.place, agent.embedder, options.vectors)
         self.journal: Journal | None = None
+        self._places = {name: Places(name, service.concurrency) for name, service in agent.services.items()}
+        self._watchdog = Watchdog(agent.troubles, self._places, options.stall_s)
         self._agent = agent
         self._undo = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -83,9 +87,10 @@ class Life:
         for service in agent.services.values():
             await self.responder.serve(
                 service.name,
-                adapt(service, agent.name, ready),
+                adapt(service, agent.name, ready, self._places[service.name]),
                 concurrency=service.concurrency,
                 queue_size=agent.options.queue_size,
+                places=self._places[service.name],
                 journal=self.journal if service.durable else None,
             )
         await self.presence.start(visible=agent.options.visible)
@@ -117,6 +122,8 @@ class Life:
     async def _serve(self, undo: contextlib.AsyncExitStack) -> None:
         if self._agent.options.visible:
             await self.presence.until(self.presence.announce())
+            self._watchdog.start()
+            undo.callback(self._watchdog.stop)
             self._spawn(self._report_loads())
         for seconds, work in self._agent.repeated:
             self._repeat(seconds, work)

@@ -69,6 +69,7 @@ class Presence:
         self._troubles = troubles or Troubles()
         self._said: Status | None = None
         self._correcting = False
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -97,6 +98,7 @@ class Presence:
     async def stop(self) -> None:
         """Ends what runs in the background."""
         self._troubles.listeners.discard(self._on_trouble)
+        self._stopped = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -249,6 +251,9 @@ class Presence:
             self._spawn(self.transport.close())  # at once, or the two would take the connection from each other
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopped:  # the connection came up, or a message in, just then
+            return work.close()
+
         async def run() -> None:
             with contextlib.suppress(TransportError):  # what it was to put right comes again with the next connection
                 await work
@@ -256,6 +261,7 @@ class Presence:
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return None
 
 
 def typed(topic: str, message: Message, *, retain: bool = False, qos: int = 1) -> TransportMessage:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Plan, Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
+from mqttcollab.places import Places
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
 
@@ -163,24 +164,32 @@ def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> 
     return service
 
 
-def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
-    """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`."""
+def adapt(service: Service, agent: str, ready: asyncio.Event, places: Places) -> RequestHandler:
+    """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`.
+
+    Who calls it holds one of `places`, which a thread keeps where nobody waits for its function any more.
+    """
     blocking = not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle))
     threads = Threads(service.name, service.concurrency) if blocking else None
 
+    async def run(request: Request) -> Handled:
+        if threads is None:
+            return service.handle(request)
+        due = asyncio.get_running_loop().time() + request.ttl_ms / 1000
+        handled: Handled = await threads.run_in(places, due, service.handle, request)
+        return handled
+
     async def handle(request: Request, send_part: PartSender) -> Reply:
         await ready.wait()
-        return _reply(request, await _result(service, request, send_part, threads), agent, service.name)
+        return _reply(request, await _result(service, request, send_part, run), agent, service.name)
 
     return handle
 
 
-async def _result(service: Service, request: Request, send_part: PartSender, threads: Threads | None) -> Result:
-    result: Any
-    if threads is not None:
-        result = await threads.run(service.handle, request)
-    else:
-        result = service.handle(request)
+async def _result(
+    service: Service, request: Request, send_part: PartSender, run: Callable[[Request], Awaitable[Handled]]
+) -> Result:
+    result: Any = await run(request)
     if isinstance(result, AsyncIterator):
         return await _collect(service.name, result, request, send_part)
     if inspect.isawaitable(result):

@@ -15,6 +15,7 @@ from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode, decode_
 from mqttcollab.errors import JournalError, MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
 from mqttcollab.journal import Entry, Journal, NewTask, Task
 from mqttcollab.messages import MAX_HOPS, Reply, Request, Timing
+from mqttcollab.places import Places
 from mqttcollab.rpc.answered import Answered, Key
 from mqttcollab.rpc.durable import RETRY_MS, TaskLog, current_log
 from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats, error_reply, read_request
@@ -66,6 +67,7 @@ class Responder:
         concurrency: int = 1,
         queue_size: int = 32,
         journal: Journal | None = None,
+        places: Places | None = None,
     ) -> ServiceStats:
         """Takes requests for a service; may come before the transport is connected.
 
@@ -76,9 +78,10 @@ class Responder:
             concurrency: handlers at once.
             queue_size: requests that wait; one more is answered `busy`.
             journal: makes it durable: requests are on disk before they are acknowledged, and outlive the process.
+            places: as many as `concurrency`, where somebody else is to see what hangs in them.
         """
         stats = ServiceStats(concurrency)
-        entry = ServedService(service, handler, queue_size, stats, asyncio.Semaphore(concurrency), journal)
+        entry = ServedService(service, handler, queue_size, stats, places or Places(service, concurrency), journal)
         self.services[service] = entry
         await self.transport.subscribe(request_topic(service, self.name), lambda m: self._on_request(entry, m))
         await self.transport.subscribe(cancel_topic(service, self.name), self._on_cancel)
@@ -259,9 +262,10 @@ class Responder:
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
         """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
-        stats, waiting = service.stats, True
+        stats, waiting, busy = service.stats, True, None
         try:
-            async with asyncio.timeout_at(job.latest_start) as limit, service.slots:
+            async with asyncio.timeout_at(job.latest_start) as limit:
+                await service.places.take(job)
                 limit.reschedule(job.deadline)
                 waiting = False
                 stats.queued -= 1
@@ -274,14 +278,17 @@ class Responder:
             if not waiting or asyncio.get_running_loop().time() >= job.deadline:
                 raise
             job.turned_away = True
+        except RequestError as error:  # all handlers hang
+            job.turned_away, busy = True, error
         finally:
             if waiting:
                 stats.queued -= 1
             else:
                 stats.running -= 1
+                service.places.leave(job)
             self.on_load()
         if job.turned_away:
-            return error_reply(job.request.id, self._busy(stats))
+            return error_reply(job.request.id, busy or self._busy(stats))
         if asyncio.get_running_loop().time() >= job.deadline:  # the handler would not be stopped
             raise TimeoutError
         return reply
