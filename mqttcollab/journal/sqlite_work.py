@@ -116,9 +116,10 @@ class Work:
         if not self.owner or 0 <= now - self.renewed_ms < self.lease_ms / 3:
             return
         query = (
-            "INSERT INTO owners (owner, until_ms) VALUES (?, ?) ON CONFLICT DO UPDATE SET until_ms = excluded.until_ms"
+            "INSERT INTO owners (owner, until_ms, lease_ms) VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET until_ms = excluded.until_ms, lease_ms = excluded.lease_ms"
         )
-        db.execute(query, (self.owner, now + self.lease_ms))
+        db.execute(query, (self.owner, now + self.lease_ms, self.lease_ms))
         self.renewed_ms = now
 
     def renew(self, db: sqlite3.Connection) -> None:
@@ -140,7 +141,7 @@ class Work:
         now = self.now_ms()
         self._renew(db, now)
         # A clock that was set back would keep the dead alive, and give tasks more time than they had.
-        db.execute("UPDATE owners SET until_ms = ? WHERE until_ms > ?", (now + self.lease_ms,) * 2)
+        db.execute("UPDATE owners SET until_ms = ? + lease_ms WHERE until_ms > ? + lease_ms", (now, now))
         living = self.living(db, now).keys() - set(gone)
         owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM tasks WHERE state != 'done'")]
         dead = [owner for owner in owners if is_dead(owner, self.owner, living)]
