@@ -99,11 +99,16 @@ class Work:
 
     def _answer(self, db: sqlite3.Connection, endings: Sequence[Ending], now: int) -> list[bool]:
         found: list[bool] = []
-        query = "UPDATE tasks SET state = ?, ended_ms = ?, outcome = ?, reply = ? WHERE key = ? AND owner = ? AND state = 'open'"
-        for key, reply, outcome in endings:
-            state = "done" if reply is None else "answered"
-            done = db.execute(query, (state, now, outcome, reply, key, self.owner)).rowcount == 1
-            found.append(done or self._ended_so(db, Ending(key, reply, outcome)))
+        rows = [(key, reply, outcome, "done" if reply is None else "answered") for key, reply, outcome in endings]
+        for part in _parts(rows):
+            query = f"""
+                UPDATE tasks SET reply = column2, outcome = column3, state = column4, ended_ms = ?
+                FROM (VALUES {_tuples(part)}) WHERE key = column1 AND owner = ? AND state = 'open'"""
+            values = [now, *_flat(part), self.owner]
+            if db.execute(query, values).rowcount == len(part):
+                found += [True] * len(part)
+            else:
+                found += [self._ended_so(db, ending) for ending in endings[len(found) : len(found) + len(part)]]
         return found
 
     def _ended_so(self, db: sqlite3.Connection, ending: Ending) -> bool:
