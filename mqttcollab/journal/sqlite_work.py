@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mqttcollab.errors import JournalError
-from mqttcollab.journal.base import Accepted, Entry, Filter, Limits, Task
+from mqttcollab.journal.base import Accepted, Filter, Limits, Task
 from mqttcollab.journal.batch import Batch, Ending, NewEntry, Written
 from mqttcollab.journal.rows import FACTS, WHOLE, accepted_of, conditions, ended_so, is_dead, task_of
 
@@ -238,11 +238,6 @@ class Work:
         query = "INSERT INTO settings (name, value) VALUES ('secret', ?) ON CONFLICT DO NOTHING"
         db.execute(query, (secrets.token_bytes(32),))
         return bytes(db.execute("SELECT value FROM settings WHERE name = 'secret'").fetchone()[0])
-
-
-def entries_of(rows: Iterable[tuple[int, str, str, str]], read: Callable[[str], Any]) -> list[Entry]:
-    """Entries of their rows."""
-    return [Entry(time_ms, owner, kind, read(facts)) for time_ms, owner, kind, facts in rows]
 
 
 def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[tuple[Any, ...]]]:
