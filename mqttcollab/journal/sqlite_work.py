@@ -144,7 +144,7 @@ class Work:
     def claim(self, db: sqlite3.Connection, gone: Collection[str]) -> list[Task]:
         """Takes over what dead owners have."""
         now = self.now_ms()
-        self._renew(db, now)
+        self.renew(db)
         # A clock that was set back would keep the dead alive, and give tasks more time than they had.
         db.execute("UPDATE owners SET until_ms = ? + lease_ms WHERE until_ms > ? + lease_ms", (now, now))
         living = self.living(db, now).keys() - set(gone)
