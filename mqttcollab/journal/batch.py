@@ -52,6 +52,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.accepts) + len(self.entries) + len(self.answers) + len(self.sent)
 
+    def split(self) -> list[Batch]:
+        """A batch for each of its writes."""
+        return [
+            *(Batch(accepts={key: accept}) for key, accept in self.accepts.items()),
+            *(Batch(entries=[entry]) for entry in self.entries),
+            *(Batch(answers={key: answer}) for key, answer in self.answers.items()),
+            *(Batch(sent=[key]) for key in self.sent),
+        ]
+
 
 class Written(NamedTuple):
     """What became of a batch, in its order; an error is one of that task alone."""
@@ -134,7 +143,7 @@ class BatchedJournal(ABC):
     def append(self, key: str, kind: str, facts: Mapping[str, Any]) -> None:
         """Notes, some time soon and in order, what happened to a task; lost where the process dies before."""
         if not self._closed:
-            text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), default=str)
+            text = json.dumps(facts, separators=(",", ":"), default=str)
             self._batch().entries.append(NewEntry(key, self.now_ms(), kind, text))
             self._linger()
 
@@ -213,13 +222,16 @@ class BatchedJournal(ABC):
     async def _write_down(self, batch: Batch) -> bool:
         try:
             written = await self._write(batch)
-        except Exception as error:
-            if not isinstance(error, JournalError):
-                _log.exception("writing to the journal failed")
-                error = JournalError(f"writing to the journal failed: {type(error).__name__}: {error}")
+        except JournalError as error:
             self._set_trouble(str(error))
             self._fail(batch, str(error))
             return False
+        except Exception as error:  # not the store but what is to be written: the others must not suffer
+            if len(batch) > 1:
+                return all([await self._write_down(part) for part in batch.split()])
+            _log.exception("something can't be written to the journal")
+            self._refuse(batch, f"it can't be written to the journal: {type(error).__name__}: {error}")
+            return True
         refused = None
         for (_, accepted), answer in zip(batch.accepts.values(), written.accepted, strict=True):
             if isinstance(answer, JournalError):
@@ -235,12 +247,15 @@ class BatchedJournal(ABC):
 
     _refusing = False  # trouble is that the journal is as large as it may be: what shrinks it can still be written
 
-    def _fail(self, batch: Batch, why: str) -> None:
+    def _refuse(self, batch: Batch, why: str) -> None:
         for _, accepted in batch.accepts.values():
             _settle(accepted, JournalError(why))
         for _, answered in batch.answers.values():
             _settle(answered, JournalError(why))
         self._waiting -= len(batch)
+
+    def _fail(self, batch: Batch, why: str) -> None:
+        self._refuse(batch, why)
         if self._closed:
             if batch.entries or batch.sent:
                 _log.warning("%d notes of the journal are lost: %s", len(batch.entries) + len(batch.sent), why)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from mqttcollab.journal.base import Accepted, Filter, Task
+from mqttcollab.journal.base import Accepted, Entry, Filter, Task
 from mqttcollab.journal.batch import Ending
 
 FACTS = "key, service, tenant, owner, state, accepted_ms, deadline_ms, ended_ms, outcome, takeovers"
@@ -31,6 +32,11 @@ def task_of(row: Sequence[Any], now_ms: int) -> Task:
         reply,
         takeovers,
     )
+
+
+def entries_of(rows: Iterable[tuple[int, str, str, str]]) -> list[Entry]:
+    """Entries of rows of time, owner, kind and facts, which are JSON."""
+    return [Entry(time_ms, owner, kind, json.loads(facts)) for time_ms, owner, kind, facts in rows]
 
 
 def is_dead(owner: str, me: str, living: Collection[str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,8 +14,9 @@ import aiosqlite
 from mqttcollab.errors import ConfigError, JournalError
 from mqttcollab.journal.base import Entry, Filter, Limits, Task
 from mqttcollab.journal.batch import Batch, BatchedJournal, Written
+from mqttcollab.journal.rows import entries_of
 from mqttcollab.journal.sqlite_file import explain, open_file, open_to_read
-from mqttcollab.journal.sqlite_work import Work, entries_of
+from mqttcollab.journal.sqlite_work import Work
 
 _R = TypeVar("_R")
 
@@ -130,7 +130,7 @@ class SqliteJournal(BatchedJournal):
     async def task(self, key: str) -> tuple[Task, Sequence[Entry]] | None:
         """A task with its request, its reply and its history, oldest first; None if there is none."""
         found = await self._run(self._do.task, key)
-        return None if found is None else (found[0], entries_of(found[1], json.loads))
+        return None if found is None else (found[0], entries_of(found[1]))
 
     async def owners(self) -> dict[str, int]:
         """Owners whose lease has not run out, with how many milliseconds are left of it."""
@@ -180,10 +180,14 @@ class SqliteJournal(BatchedJournal):
     async def _run(self, work: Callable[..., _R], *arguments: Any) -> _R:
         try:
             return await self._db.run(work, *arguments)
+        except (sqlite3.DataError, sqlite3.InterfaceError):
+            raise  # what is written is wrong, not the file
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self._path} can't be used: {explain(error)}") from error
-        except ValueError:  # aiosqlite's word for it
-            raise JournalError(f"the journal {self._path} is closed") from None
+        except ValueError as error:
+            if isinstance(error, UnicodeError):
+                raise
+            raise JournalError(f"the journal {self._path} is closed") from None  # aiosqlite's word for it
 
     def _look_at_file(self, db: sqlite3.Connection) -> None:
         """What is written to a file that was deleted is lost, and SQLite doesn't tell."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mqttcollab.errors import JournalError
-from mqttcollab.journal.base import Accepted, Entry, Filter, Limits, Task
+from mqttcollab.journal.base import Accepted, Filter, Limits, Task
 from mqttcollab.journal.batch import Batch, Ending, NewEntry, Written
 from mqttcollab.journal.rows import FACTS, WHOLE, accepted_of, conditions, ended_so, is_dead, task_of
 
@@ -100,11 +100,16 @@ class Work:
 
     def _answer(self, db: sqlite3.Connection, endings: Sequence[Ending], now: int) -> list[bool]:
         found: list[bool] = []
-        query = "UPDATE tasks SET state = ?, ended_ms = ?, outcome = ?, reply = ? WHERE key = ? AND owner = ? AND state = 'open'"
-        for key, reply, outcome in endings:
-            state = "done" if reply is None else "answered"
-            done = db.execute(query, (state, now, outcome, reply, key, self.owner)).rowcount == 1
-            found.append(done or self._ended_so(db, Ending(key, reply, outcome)))
+        rows = [(key, reply, outcome, "done" if reply is None else "answered") for key, reply, outcome in endings]
+        for part in _parts(rows):
+            query = f"""
+                UPDATE tasks SET reply = column2, outcome = column3, state = column4, ended_ms = ?
+                FROM (VALUES {_tuples(part)}) WHERE key = column1 AND owner = ? AND state = 'open'"""
+            values = [now, *_flat(part), self.owner]
+            if db.execute(query, values).rowcount == len(part):
+                found += [True] * len(part)
+            else:
+                found += [self._ended_so(db, ending) for ending in endings[len(found) : len(found) + len(part)]]
         return found
 
     def _ended_so(self, db: sqlite3.Connection, ending: Ending) -> bool:
@@ -117,9 +122,10 @@ class Work:
         if not self.owner or 0 <= now - self.renewed_ms < self.lease_ms / 3:
             return
         query = (
-            "INSERT INTO owners (owner, until_ms) VALUES (?, ?) ON CONFLICT DO UPDATE SET until_ms = excluded.until_ms"
+            "INSERT INTO owners (owner, until_ms, lease_ms) VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET until_ms = excluded.until_ms, lease_ms = excluded.lease_ms"
         )
-        db.execute(query, (self.owner, now + self.lease_ms))
+        db.execute(query, (self.owner, now + self.lease_ms, self.lease_ms))
         self.renewed_ms = now
 
     def renew(self, db: sqlite3.Connection) -> None:
@@ -139,9 +145,9 @@ class Work:
     def claim(self, db: sqlite3.Connection, gone: Collection[str]) -> list[Task]:
         """Takes over what dead owners have."""
         now = self.now_ms()
-        self._renew(db, now)
+        self.renew(db)
         # A clock that was set back would keep the dead alive, and give tasks more time than they had.
-        db.execute("UPDATE owners SET until_ms = ? WHERE until_ms > ?", (now + self.lease_ms,) * 2)
+        db.execute("UPDATE owners SET until_ms = ? + lease_ms WHERE until_ms > ? + lease_ms", (now, now))
         living = self.living(db, now).keys() - set(gone)
         owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM tasks WHERE state != 'done'")]
         dead = [owner for owner in owners if is_dead(owner, self.owner, living)]
@@ -233,11 +239,6 @@ class Work:
         query = "INSERT INTO settings (name, value) VALUES ('secret', ?) ON CONFLICT DO NOTHING"
         db.execute(query, (secrets.token_bytes(32),))
         return bytes(db.execute("SELECT value FROM settings WHERE name = 'secret'").fetchone()[0])
-
-
-def entries_of(rows: Iterable[tuple[int, str, str, str]], read: Callable[[str], Any]) -> list[Entry]:
-    """Entries of their rows."""
-    return [Entry(time_ms, owner, kind, read(facts)) for time_ms, owner, kind, facts in rows]
 
 
 def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[tuple[Any, ...]]]:
