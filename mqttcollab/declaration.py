@@ -178,13 +178,20 @@ class Declaration:
         return self._record(self.services[service], self._changes.get(service, {}))
 
     def service(
-        self, name: str, *, description: str = "", examples: Sequence[str] = (), concurrency: int = 1
+        self,
+        name: str,
+        *,
+        description: str = "",
+        examples: Sequence[str] = (),
+        concurrency: int = 1,
+        durable: bool = False,
     ) -> Callable[[HandlerFunction], HandlerFunction]:
         """Decorates a function that answers the requests to a service; see `Service.handle` for its forms."""
 
         def decorate(handler: HandlerFunction) -> HandlerFunction:
             text = description or (handler.__doc__ or "").strip()
-            self.add(function_service(handler, name, description=text, examples=examples, concurrency=concurrency))
+            attributes = {"description": text, "examples": examples, "concurrency": concurrency, "durable": durable}
+            self.add(function_service(handler, name, **attributes))
             return handler
 
         return decorate

@@ -117,8 +117,9 @@ class Work:
         found: list[Accepted | JournalError] = []
         for key in keys:
             owner, state, reply = rows.get(key, ("", "", None))
-            owner = self.owner if key in dead else owner
-            found.append(accepted_of(owner, state, reply, self.owner) if key in rows else full)
+            taken = key in dead
+            owner = self.owner if taken else owner
+            found.append(accepted_of(owner, state, reply, self.owner, taken=taken) if key in rows else full)
         return found
 
     async def _append(self, db: Connection, entries: Sequence[NewEntry]) -> None:
@@ -186,7 +187,8 @@ class Work:
         rows = await _rows(db, query, dead, self.owner)
         self.taken = [row[1] for row in rows]
         await db.execute("DELETE FROM mqttcollab.owners WHERE owner = ANY(%s)", (dead,))
-        return [task_of(row) for _, *row in sorted(rows, key=lambda row: (row[6], row[0]))]
+        now = await self.now_ms(db)
+        return [task_of(row, now) for _, *row in sorted(rows, key=lambda row: (row[6], row[0]))]
 
     async def give_up(self, db: Connection, keys: Collection[str] | None = None) -> None:
         """Lets others claim this owner's open tasks: these, or all."""
@@ -259,7 +261,8 @@ class Work:
         where = " AND ".join(sql.replace("?", "%s") for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
         query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY accepted_ms DESC, id DESC LIMIT %s"
-        return [task_of(row) for row in await _rows(db, query, *values, most)]
+        now = await self.now_ms(db)
+        return [task_of(row, now) for row in await _rows(db, query, *values, most)]
 
     async def task(self, db: Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
         """A task and its history, whose facts are JSON."""
@@ -267,7 +270,9 @@ class Work:
             query = """
                 SELECT time_ms, entries.owner, kind, facts FROM mqttcollab.entries
                 JOIN mqttcollab.tasks ON tasks.id = task WHERE key = %s ORDER BY entries.id"""
-            return task_of(row), [(time_ms, *rest) for time_ms, *rest in await _rows(db, query, key)]
+            return task_of(row, await self.now_ms(db)), [
+                (time_ms, *rest) for time_ms, *rest in await _rows(db, query, key)
+            ]
         return None
 
     async def secret(self, db: Connection) -> bytes:
