@@ -116,7 +116,6 @@ async def test_a_flood_ends_in_answers_and_busy(broker: Broker, tmp_path: Path, 
             while len(replies.messages) < number:
                 await asyncio.sleep(0.05)
         grown = memory(worker.pid) - before
-        print("grown", grown / MB)
         decoded = [decode(Reply, m.payload, sent_type=m.type, limit=MB) for m in replies.messages]
         assert len({reply.id for reply in decoded}) == number == len(decoded)
         busy = [reply.error for reply in decoded if reply.error is not None]
@@ -172,7 +171,6 @@ async def test_a_reader_that_stopped_reading_holds_nobody_up(broker: Broker, tmp
             await other.ask(TALE, other.new_request("?", stream=True, ttl_ms=int(1000 * LIMIT_S)), on_part=count)
         assert parts == 80 * PIECES
         agent_grown, broker_grown = memory(worker.pid) - before[0], memory(broker.info.pid) - before[1]
-        print("grown", agent_grown / MB, broker_grown / MB)
         assert agent_grown < 48 * MB, f"{agent_grown / MB:.0f} MiB"
         # In flight there may be 1,024 messages beside those queued: of this size 16 MiB.
         assert broker_grown < 64 * MB, f"{broker_grown / MB:.0f} MiB"

@@ -210,6 +210,7 @@ class Link:
         self._read_buffered(self._sock)
 
     def _read_buffered(self, sock: BufferedSocket) -> None:
+        sock.new_turn()
         for _ in range(_PACKETS_PER_TURN):
             if self._fd < 0 or sock is not self._sock:
                 return
