@@ -72,12 +72,24 @@ class Transport(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Disconnects cleanly (the will is not sent) and fails what is still waiting."""
+    def on_stray(self, handler: Handler) -> None:
+        """Hands messages that no other handler wants to `handler`: a session may bring subscriptions of a life before.
+
+        The subscription to exactly the message's topic, if there is one, has been ended by then.
+        """
+        ...
+
+    async def close(self, *, end_session: bool = False) -> None:
+        """Disconnects cleanly (the will is not sent) and fails what is still waiting.
+
+        Args:
+            end_session: the broker forgets the session, with what it has queued. Else it goes on queueing for this
+                client, as long as the options say.
+        """
         ...
 
     async def failed(self) -> None:
-        """Waits until the connection is given up for good, and raises why; else waits for ever."""
+        """Waits until the connection is given up for good, and raises why; closing it cancels who waits."""
         ...
 
     async def publish(self, message: TransportMessage, *, bulk: bool = False) -> bool:

@@ -137,10 +137,15 @@ class MemoryTransport:
         for hook in self._hooks:
             self._spawn(hook())
 
-    async def close(self) -> None:
+    def on_stray(self, handler: Handler) -> None:
+        """There are no sessions here, and so no strays."""
+
+    async def close(self, *, end_session: bool = False) -> None:
         """See `Transport`."""
         self._closed = True
         self._online.set()  # who waits for it finds out that it is closed
+        if self._failure is not None:
+            self._failure.cancel()
         if self._broker.clients.get(self.client_id) is self:
             del self._broker.clients[self.client_id]
         others = [task for task in self._tasks if task is not asyncio.current_task()]

@@ -16,6 +16,7 @@ from mqttcollab.transport.options import MqttOptions
 from mqttcollab.transport.properties import pack_properties
 from mqttcollab.transport.router import Router
 from mqttcollab.transport.session import Observer, Session
+from mqttcollab.transport.strays import Strays
 from mqttcollab.transport.window import Window
 
 __all__ = ["MqttOptions", "MqttTransport"]
@@ -67,6 +68,7 @@ class MqttTransport:
         self._drained = asyncio.Event()
         self._held_back = 0
         self._publishing: dict[int, asyncio.Future[int]] = {}
+        self._strays = Strays(lambda topic: self._session.link.unsubscribe([topic]))
         self._acks = OrderedAcks(lambda mid: self._session.link.acknowledge(mid), self.options.ack_limit_s)
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -98,12 +100,16 @@ class MqttTransport:
         """See `Transport`."""
         await self._session.failed()
 
-    async def close(self) -> None:
+    def on_stray(self, handler: Handler) -> None:
+        """See `Transport`."""
+        self._strays.handler = handler
+
+    async def close(self, *, end_session: bool = False) -> None:
         """See `Transport`."""
         closed = f"the connection to {self.broker} was closed"
         self._fail_publishing(closed)
         self._window.close(TransportError(closed))
-        await self._session.close()
+        await self._session.close(end_session)
         self._drained.set()
         others = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in others:
@@ -203,7 +209,7 @@ class MqttTransport:
         self._drained.set()
 
     def _on_message(self, mid: int, message: TransportMessage) -> None:
-        waits = self._router.route(message)
+        waits = self._router.route(message, self._strays)
         if message.qos:
             self._acks.received(mid, waits)
         else:
