@@ -13,6 +13,7 @@ from harness import Cable
 
 from mqttcollab import Agent
 from mqttcollab.broker import Broker
+from mqttcollab.cli.health import check_health
 from mqttcollab.messages import Load
 from mqttcollab.presence import typed
 from mqttcollab.topics import Status
@@ -34,6 +35,14 @@ async def pretend(me: Agent, name: str, state: str, reason: str = "", **load: fl
         await me.transport.publish(typed(f"slm/agents/@{name}/load", report, retain=True, qos=0))
 
 
+async def health(
+    capsys: pytest.CaptureFixture[str], url: str, agent: str | None = None, max_age_s: float | None = None
+) -> tuple[int, str]:
+    """The exit code and what is printed, without a process."""
+    code = await check_health(agent, url, max_age_s, as_json=False)
+    return code, capsys.readouterr().out
+
+
 def now_ms(seconds_ago: float = 0.0) -> int:
     return int((time.time() - seconds_ago) * 1000)
 
@@ -42,9 +51,8 @@ async def test_an_agent_is_healthy_degraded_and_gone(mosquitto: Broker, me: Agen
     url, agent = mosquitto.info.url, echo_agent()
     watcher = await Watcher().watch(me.transport, "slm/agents/@echo-1/status")
     async with agent.running(url):
-        for name in ("echo-1", "@echo-1"):
-            result = await run("health", name, broker=url)
-            assert (result.code, result.out, result.err) == (0, "@echo-1\thealthy\n", "")
+        result = await run("health", "@echo-1", broker=url)
+        assert (result.code, result.out, result.err) == (0, "@echo-1\thealthy\n", "")
         agent.degrade("disk", "the disk is\x1b[2J full")
         await watcher.until(lambda: watcher.last["slm/agents/@echo-1/status"].startswith(b"degraded"))
         result = await run("health", "echo-1", broker=url)
@@ -57,45 +65,47 @@ async def test_an_agent_is_healthy_degraded_and_gone(mosquitto: Broker, me: Agen
     assert (result.code, result.out) == (2, "@echo-1\tgone\tit is offline\n")
 
 
-async def test_one_that_nobody_knows_is_not_there(mosquitto: Broker) -> None:
+async def test_one_that_nobody_knows_is_not_there(mosquitto: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     url = mosquitto.info.url
-    assert (await run("health", "nobody", broker=url)).out == "@nobody\tgone\tit has no status at this broker\n"
-    for words in (["nobody"], []):
-        assert (await run("health", *words, broker=url)).code == 2
-    assert (await run("health", broker=url)).out == "No agent is there.\n"
+    assert await health(capsys, url, "nobody") == (2, "@nobody\tgone\tit has no status at this broker\n")
+    assert await health(capsys, url) == (2, "No agent is there.\n")
 
 
-async def test_without_a_name_it_is_the_worst_of_all(mosquitto: Broker, me: Agent) -> None:
+async def test_without_a_name_it_is_the_worst_of_all(
+    mosquitto: Broker, me: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = mosquitto.info.url
     await pretend(me, "a", "online")
     await pretend(me, "b", "sleeping", heartbeat_s=1, time_ms=now_ms(9999))  # asleep: no lease
     await pretend(me, "c", "online", heartbeat_s=10, time_ms=now_ms(5))
-    result = await run("health", broker=url)
-    assert (result.code, result.out) == (0, "@a\thealthy\n@b\thealthy\n@c\thealthy\n")
+    code, out = await health(capsys, url)
+    assert (code, out) == (0, "@a\thealthy\n@b\thealthy\n@c\thealthy\n")
     await pretend(me, "d", "degraded", "hot", heartbeat_s=10, time_ms=now_ms())
-    result = await run("health", broker=url)
-    assert (result.code, result.out.splitlines()[-1]) == (1, "@d\tdegraded\thot")
+    code, out = await health(capsys, url)
+    assert (code, out.splitlines()[-1]) == (1, "@d\tdegraded\thot")
     await pretend(me, "e", "offline")
-    assert (await run("health", broker=url)).code == 2
+    assert (await health(capsys, url))[0] == 2
     lines = await in_terminal(60, "health", broker=url)
     assert "@d  degraded  hot" in [line.rstrip() for line in lines]
 
 
-async def test_a_lease_that_has_run_out(mosquitto: Broker, me: Agent) -> None:
+async def test_a_lease_that_has_run_out(mosquitto: Broker, me: Agent, capsys: pytest.CaptureFixture[str]) -> None:
     url = mosquitto.info.url
     await pretend(me, "a", "online", heartbeat_s=0.5, time_ms=now_ms(100))
-    result = await run("health", "a", broker=url)
-    assert result.code == 2
-    assert result.out.startswith("@a\tgone\tits last report is 10")
-    assert result.out.endswith(" s old; at most 1.5 s are allowed\n")
-    assert (await run("health", "a", "--max-age", "3600", broker=url)).code == 0
+    code, out = await health(capsys, url, "a")
+    assert code == 2
+    assert out.startswith("@a\tgone\tits last report is 10")
+    assert out.endswith(" s old; at most 1.5 s are allowed\n")
+    assert (await health(capsys, url, "a", 3600))[0] == 0
     await pretend(me, "b", "online")
-    assert (await run("health", "b", broker=url)).code == 0  # it has promised nothing
-    result = await run("health", "b", "--max-age", "5", broker=url)
-    assert (result.code, result.out.split("\t")[2]) == (2, "it has never sent a load report; at most 5 s are allowed\n")
+    assert (await health(capsys, url, "b"))[0] == 0  # it has promised nothing
+    code, out = await health(capsys, url, "b", 5)
+    assert (code, out.split("\t")[2]) == (2, "it has never sent a load report; at most 5 s are allowed\n")
 
 
-async def test_an_agent_with_a_wrong_clock_is_listened_to(mosquitto: Broker, me: Agent) -> None:
+async def test_an_agent_with_a_wrong_clock_is_listened_to(
+    mosquitto: Broker, me: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
     teller = client("teller")
 
     @teller.every(0.3)
@@ -103,15 +113,17 @@ async def test_an_agent_with_a_wrong_clock_is_listened_to(mosquitto: Broker, me:
         await pretend(me, "a", "online", heartbeat_s=1, time_ms=now_ms(100_000))
 
     async with teller.running(mosquitto.info.url):
-        assert (await run("health", "a", broker=mosquitto.info.url)).code == 0
+        assert (await health(capsys, mosquitto.info.url, "a"))[0] == 0
 
 
-async def test_what_is_not_valid_is_passed_over(mosquitto: Broker, me: Agent) -> None:
+async def test_what_is_not_valid_is_passed_over(
+    mosquitto: Broker, me: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
     await pretend(me, "a", "online", heartbeat_s=10, time_ms=now_ms())
     for topic, payload in (("@a/load", b"{"), ("@b/status", b"what 1"), ("@C/status", b"online 1"), ("@b/load", b"")):
         await me.transport.publish(TransportMessage(f"slm/agents/{topic}", payload, retain=True))
-    result = await run("health", broker=mosquitto.info.url)
-    assert (result.code, result.out, result.err) == (0, "@a\thealthy\n", "")
+    code, out = await health(capsys, mosquitto.info.url)
+    assert (code, out) == (0, "@a\thealthy\n")
 
 
 async def test_a_broker_that_can_not_be_asked(mosquitto: Broker) -> None:
