@@ -147,6 +147,35 @@ def agents(
 
 
 @app.command()
+def health(
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="One agent; default: all.")] = None,
+    max_age: Annotated[
+        float | None,
+        typer.Option(
+            "--max-age",
+            min=0.001,
+            metavar="S",
+            help="Seconds that an agent's last load report may be old.",
+            show_default="three of its heartbeats",
+        ),
+    ] = None,
+    broker: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """How agents are: exits with 0 healthy, 1 degraded, 2 not there, 3 the broker can't be asked; the worst of all."""
+    from mqttcollab.cli.health import UNKNOWN, check_health
+    from mqttcollab.errors import MqttCollabError
+
+    die_at_once()
+    try:
+        code = asyncio.run(check_health(agent, broker, max_age, as_json=as_json))
+    except MqttCollabError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = UNKNOWN
+    raise typer.Exit(code)
+
+
+@app.command()
 def sub(
     filters: Annotated[list[str] | None, typer.Argument(metavar="FILTER", help="MQTT filters; default: #")] = None,
     count: Annotated[int | None, typer.Option("--count", "-C", min=1, help="End after so many messages.")] = None,
