@@ -51,6 +51,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         ({"stop": "end"}, "stop is 'end'"),
         ({"stop": ("",)}, "stop is ('',)"),
         ({"seed": -1}, "seed is -1"),
+        ({"loop_tokens": -1}, "loop_tokens is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"schema": {}}, "schema is {}"),
         ({"schema": "object"}, "schema is 'object'"),
@@ -181,8 +182,9 @@ def test_a_file_that_is_no_gguf_is_said_so(tmp_path: Path, content: bytes) -> No
         check_gguf(path)
 
 
-async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: Path) -> None:
-    runtime = LlamaRuntime(tmp_path / "missing.gguf")
+@pytest.mark.parametrize("in_process", [False, True])
+async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: Path, in_process: bool) -> None:
+    runtime = LlamaRuntime(tmp_path / "missing.gguf", in_process=in_process)
     for _ in range(2):
         with pytest.raises(RuntimeFailure, match="does not exist"):
             await runtime.load()
@@ -191,6 +193,7 @@ async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: 
     await runtime.close()
 
 
+@pytest.mark.parametrize("in_process", [False, True])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -201,12 +204,12 @@ async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: 
     ],
 )
 async def test_a_damaged_gguf_gives_llama_cpp_s_reason_in_one_line(
-    tmp_path: Path, content: bytes, reason: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, reason: str, in_process: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
-    runtime = LlamaRuntime(path)
+    runtime = LlamaRuntime(path, in_process=in_process)
     with pytest.raises(RuntimeFailure, match=f"can't open .*{reason}.*damaged") as error:
         await runtime.load()
     await runtime.close()
@@ -227,6 +230,11 @@ def test_a_llama_setting_below_one_is_refused(setting: str) -> None:
         LlamaRuntime("unused.gguf", **{setting: 0})  # type: ignore[arg-type]
 
 
+def test_a_stall_of_no_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stall_s is 0"):
+        LlamaRuntime("unused.gguf", stall_s=0)
+
+
 # --- settings
 
 
@@ -241,6 +249,7 @@ def test_a_llama_setting_below_one_is_refused(setting: str) -> None:
         ),
         ({"kind": "llama", "path": "m.gguf", "context_length": "2k"}, r"phone\.context_length is '2k'"),
         ({"kind": "llama", "path": "m.gguf", "queue_size": 0}, r"phone\.queue_size is 0"),
+        ({"kind": "llama", "path": "m.gguf", "in_process": "no"}, r"phone\.in_process is 'no'"),
         ({"kind": "openai", "model": "m"}, r"phone\.base_url is missing"),
         ({"kind": "openai", "model": "m", "base_url": "localhost:8000"}, "must begin with http"),
         (

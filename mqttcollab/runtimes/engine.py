@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _LOAD_FACTOR = 10
 _KEPT_LINES = 5
 _MOST_WORDS = 200
 _REAP_S = 2.0
+_BUILD_FOLDER = re.compile(r"^/\S*/(?=\S+:\d+: )")  # of the C file in which an assertion failed
 
 
 class Died(RuntimeFailure):
@@ -266,7 +268,7 @@ class ChildEngine:
         process = self._process
         assert process is not None
         code = self._end(process)
-        said = f" ({self._words[-1][:_MOST_WORDS]})" if self._words else ""
+        said = f" ({_BUILD_FOLDER.sub('', self._words[-1])[:_MOST_WORDS]})" if self._words else ""
         if code >= 0:
             return f"the process of model {self._model} ended with exit code {code}{said}"
         if code == -signal.SIGKILL and not said:
