@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mqttcollab.errors import ConfigError, DeadlineExceeded, RequestError, RuntimeFailure
-from mqttcollab.runtimes import ChatMessage, Embedder, GenerationParameters, Runtime
+from mqttcollab.runtimes import ChatMessage, Chunk, Embedder, GenerationParameters, Runtime
 from mqttcollab.runtimes.config import default_model_path, load_runtime
 from mqttcollab.runtimes.decoder import TextTail
 from mqttcollab.runtimes.embedders import WordLlamaEmbedder, load_embedder
@@ -502,3 +502,17 @@ def test_an_embedder_is_loaded_once_and_leaves_logging_alone() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] 30"
+
+
+async def test_an_endpoint_s_stream_that_repeats_itself_is_ended_as_a_loop() -> None:
+    pytest.importorskip("openai", reason="the openai package is not installed")
+    texts = [*"Once upon", *(["very ", "very, "] * 400)]
+    parts = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in texts]
+    async with endpoint(
+        http("200 OK", "".join(f"data: {part}\n\n" for part in parts), kind="text/event-stream")
+    ) as url:
+        runtime = OpenAIRuntime("small", base_url=url)
+        chunks = [chunk async for chunk in runtime.stream(HELLO)]
+        await runtime.close()
+    assert len(chunks) == len("Once upon") + 128 + 1
+    assert chunks[-1] == Chunk("", finish_reason="loop")

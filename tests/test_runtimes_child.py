@@ -21,7 +21,7 @@ from mqttcollab import Agent, Request, RequestError, RuntimeFailure
 from mqttcollab.broker import Broker
 from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.config import default_model_path
-from mqttcollab.runtimes.llama import LlamaRuntime
+from mqttcollab.runtimes.llama import LlamaRuntime, describe_gguf
 from mqttcollab.runtimes.loops import LEAST_REPEATS, LONGEST_CYCLE, LoopWatch
 from mqttcollab.transport.base import TransportMessage
 
@@ -212,7 +212,7 @@ async def test_a_file_on_which_llama_cpp_aborts_is_tried_ever_more_rarely_until_
 PARENT = """
 import asyncio, sys
 from mqttcollab.runtimes import ChatMessage, GenerationParameters
-from mqttcollab.runtimes.llama import LlamaRuntime
+from mqttcollab.runtimes.llama import LlamaRuntime, describe_gguf
 
 async def main():
     runtime = LlamaRuntime(sys.argv[1])
@@ -280,3 +280,21 @@ async def test_an_agent_whose_model_dies_stays_online_and_answers_the_next_reque
     finally:
         await asker.stop()
         await agent.stop()
+
+
+@needs_model
+def test_a_file_on_which_llama_cpp_aborts_can_not_be_described(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(damaged(path))
+    with pytest.raises(RuntimeFailure, match=r"can't open .*its process ended by SIGABRT \(llama-vocab") as error:
+        describe_gguf(file)
+    assert "\n" not in str(error.value)
+
+
+@needs_model
+async def test_the_parent_loads_no_llama_cpp(path: Path) -> None:
+    code = PARENT.replace("print(runtime.pid, flush=True)", "print('llama_cpp' in sys.modules, 'numpy' in sys.modules)")
+    run = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code.replace("sleep(60)", "sleep(0)"), path, "-"], capture_output=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"False False\n", b"")

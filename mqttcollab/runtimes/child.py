@@ -93,18 +93,18 @@ class Child:
         os._exit(0)  # whatever the model is doing
 
 
-def _die_with(parent: int) -> None:
-    """End when the parent does, even where this process hangs inside llama.cpp (elsewhere than on Linux: not then)."""
+def _give_way() -> None:
+    """End when the parent does, even where llama.cpp hangs, and before it where memory runs out (on Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died meanwhile
-        os._exit(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def main() -> None:
-    """Takes one argument, a JSON object: parent (its process id), path, options, debug."""
+    """Takes one argument, a JSON object: path, options, debug."""
     told = json.loads(sys.argv[1])
-    _die_with(told["parent"])
+    _give_way()
     for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends it to all; the parent may still want to answer
         signal.signal(number, signal.SIG_IGN)
     answers = os.dup(1)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,15 +17,13 @@ from mqttcollab.errors import RuntimeFailure
 from mqttcollab.runtimes.base import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.decoder import Decoder, DecoderOptions, Done
 from mqttcollab.runtimes.pipe import Ended, Pipe, Silent, pack_request, unpack_error
+from mqttcollab.runtimes.spawn import fate, how_to_run
 
 _log = logging.getLogger(__name__)
-_ROOT = Path(__file__).parents[2]
 # Opening a model shows no progress, and a large file on a slow disk takes long.
 _LOAD_FACTOR = 10
 _KEPT_LINES = 5
-_MOST_WORDS = 200
 _REAP_S = 2.0
-_BUILD_FOLDER = re.compile(r"^/\S*/(?=\S+:\d+: )")  # of the C file in which an assertion failed
 
 
 class Died(RuntimeFailure):
@@ -180,21 +175,16 @@ class ChildEngine:
 
     def _start(self) -> Pipe:
         told = {
-            "parent": os.getpid(),
             "path": str(self._path),
             "options": asdict(self._options),
             "debug": _log.isEnabledFor(logging.DEBUG),
         }
-        found = os.pathsep.join([*filter(None, sys.path), str(_ROOT)])
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mqttcollab.runtimes.child", json.dumps(told)],
+                **how_to_run("mqttcollab.runtimes.child", json.dumps(told)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # A backtrace would run gdb, if there is one, and bury the reason.
-                env={**os.environ, "PYTHONPATH": found, "GGML_NO_BACKTRACE": "1"},
-                start_new_session=True,  # Ctrl-C reaches us alone
             )
         except OSError as error:
             raise RuntimeFailure(f"the process of model {self._model} can't be started: {error}") from error
@@ -268,12 +258,7 @@ class ChildEngine:
         process = self._process
         assert process is not None
         code = self._end(process)
-        said = f" ({_BUILD_FOLDER.sub('', self._words[-1])[:_MOST_WORDS]})" if self._words else ""
-        if code >= 0:
-            return f"the process of model {self._model} ended with exit code {code}{said}"
-        if code == -signal.SIGKILL and not said:
-            said = " (is there enough memory?)"
-        return f"the process of model {self._model} ended by {_signal_name(-code)}{said}"
+        return f"the process of model {self._model} {fate(code, self._words)}"
 
     def _end(self, process: subprocess.Popen[bytes], *, kill: bool = False) -> int:
         if kill:
@@ -291,13 +276,6 @@ class ChildEngine:
         self._process = self._pipe = self._reader = None
         self._loaded = False
         return code
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _nothing() -> None:
