@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mqttcollab.errors import ConfigError, DeadlineExceeded, RequestError, RuntimeFailure
+from mqttcollab.errors import ConfigError, DeadlineExceeded, MqttCollabError, RequestError, RuntimeFailure
 from mqttcollab.runtimes import ChatMessage, Chunk, Embedder, GenerationParameters, Runtime
 from mqttcollab.runtimes.config import default_model_path, load_runtime
 from mqttcollab.runtimes.decoder import TextTail
@@ -22,6 +25,7 @@ from mqttcollab.runtimes.function import FunctionRuntime
 from mqttcollab.runtimes.gguf import check_gguf
 from mqttcollab.runtimes.llama import LlamaRuntime
 from mqttcollab.runtimes.openai import OpenAIRuntime
+from mqttcollab.runtimes.pipe import Ended, Pipe, Silent, pack_error, pack_request, unpack_error, unpack_request
 
 HELLO = [ChatMessage("user", "hello")]
 
@@ -516,3 +520,54 @@ async def test_an_endpoint_s_stream_that_repeats_itself_is_ended_as_a_loop() -> 
         await runtime.close()
     assert len(chunks) == len("Once upon") + 128 + 1
     assert chunks[-1] == Chunk("", finish_reason="loop")
+
+
+# --- what passes to a model's process
+
+
+def test_a_request_arrives_as_it_was_sent() -> None:
+    parameters = GenerationParameters(7, 0.1, 0.2, 3, ("é", "\n"), 2**32 - 2, {"type": "string", "maxLength": 3}, 64)
+    assert all(getattr(parameters, f.name) != getattr(GenerationParameters(), f.name) for f in fields(parameters))
+    messages = [ChatMessage("system", "be \0 brief"), ChatMessage("user", "東京 🙂")]
+    assert unpack_request(pack_request(messages, parameters)) == (messages, parameters)
+
+
+def test_halves_of_characters_do_not_keep_a_request_from_being_sent() -> None:
+    packed = pack_request([ChatMessage("user", "a\ud83db")], GenerationParameters(stop=("\ud83d", "end")))
+    assert unpack_request(packed) == ([ChatMessage("user", "a?b")], GenerationParameters(stop=("end",)))
+
+
+def test_a_schema_that_is_no_json_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(RequestError, match="the schema is not JSON") as error:
+        pack_request(HELLO, GenerationParameters(schema={"enum": {1, 2}}))
+    assert error.value.code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "error", [RequestError("busy", "later", retry_after_ms=7), ConfigError("wrong"), RuntimeFailure("broken")]
+)
+def test_an_error_arrives_as_it_was_raised(error: MqttCollabError) -> None:
+    _, *facts = pack_error(error)
+    arrived = unpack_error(*facts)
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+    assert getattr(arrived, "retry_after_ms", None) == getattr(error, "retry_after_ms", None)
+
+
+def test_a_pipe_carries_items_of_any_size_and_tells_silence_from_the_end() -> None:
+    read, write = os.pipe()
+    pipe, item = Pipe(read, write), {"text": "x" * 300_000}
+    sending = threading.Thread(target=pipe.send, args=[item])
+    sending.start()
+    assert pipe.receive(10.0) == item
+    sending.join()
+    with pytest.raises(Silent):
+        pipe.receive(0.01)
+    os.set_blocking(write, False)
+    with pytest.raises(Silent):
+        pipe.send(item, 0.01)
+    os.close(write)
+    with pytest.raises(Ended):
+        while True:
+            pipe.receive(10.0)
+    os.close(read)
