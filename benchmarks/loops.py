@@ -97,8 +97,9 @@ async def measure(rounds: int | None) -> Result:
     for place, text in written():
         for piece in pieces(vocabulary.tokenize(text, add_bos=False)):
             texts[place] += 1
-            for least in LEASTS:
-                wrong[place, least] += ends_at(piece, least) is not None
+            if ends_at(piece, LEASTS[0]) is not None:  # else no other one ends it either
+                for least in LEASTS:
+                    wrong[place, least] += ends_at(piece, least) is not None
     asked = {name: vocabulary.tokenize(text.encode(), add_bos=False) for name, text in ASKED_FOR.items()}
     vocabulary.close()
     return {

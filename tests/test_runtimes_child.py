@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command import processes_with, started
 from harness import eventually
 
 from mqttcollab import Agent, Request, RequestError, RuntimeFailure
@@ -298,3 +299,31 @@ async def test_the_parent_loads_no_llama_cpp(path: Path) -> None:
         subprocess.run, [sys.executable, "-c", code.replace("sleep(60)", "sleep(0)"), path, "-"], capture_output=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, b"False False\n", b"")
+
+
+@needs_model
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_a_phone_that_is_stopped_in_mid_answer_leaves_no_process_and_says_nothing_more(
+    mosquitto: Broker, tmp_path: Path, number: signal.Signals
+) -> None:
+    mark = {"PHONE_OF_TEST": str(tmp_path)}
+    asker = Agent("asker")
+    await asker.start(mosquitto.info.url, patience_s=0)
+    try:
+        async with started(module="devices.phone", broker=mosquitto.info.url, **mark) as phone:
+            await phone.line("", err=True)
+            first = asyncio.Event()
+            long = asyncio.create_task(
+                asker.ask("Write a long story.", service="knowledge.gpt/general", on_part=lambda part: first.set())
+            )
+            async with asyncio.timeout(30):
+                await first.wait()
+            assert len(processes_with(*next(iter(mark.items())))) == 2
+            phone.signal(number)
+            result = await phone.result()
+            await asyncio.gather(long, return_exceptions=True)
+        assert len(result.err.splitlines()) == 1  # that it is online
+        await eventually(lambda: not processes_with(*next(iter(mark.items()))))
+    finally:
+        await asker.stop()
