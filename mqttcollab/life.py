@@ -177,6 +177,7 @@ class Life:
             running=running,
             queued=queued,
             waiting=sum(service.waiting for service in self._agent.services.values()),
+            unsent=self.transport.unsent,
             slots=max(1, sum(s.slots for s in stats)),
             completed=sum(s.completed for s in stats),
             failed=sum(s.failed for s in stats),

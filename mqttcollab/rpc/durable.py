@@ -10,13 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from mqttcollab.errors import JournalError
+from mqttcollab.errors import JournalError, MessageError
 from mqttcollab.journal import Entry, Journal, Task
 
 _log = logging.getLogger(__name__)
-
-# How long a requester is asked to wait where a request can't be written down, in milliseconds.
-RETRY_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +66,18 @@ class TakeOver:
             self._news.clear()
             try:
                 for task in await self._journal.claim(gone):
-                    found = await self._journal.task(task.key)
-                    self._resume(task, () if found is None else found[1])
+                    await self._go_on(task)
             except JournalError as error:
                 self._gone |= gone
                 _log.warning("nothing can be taken over: %s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s):
                     await self._news.wait()
+
+    async def _go_on(self, task: Task) -> None:
+        found = await self._journal.task(task.key)
+        try:
+            self._resume(task, () if found is None else found[1])
+        except MessageError as error:  # of another version of ours, or damaged: nobody can answer it
+            _log.error("the task %s can't be resumed: %s", task.key, error)
+            await self._journal.answer(task.key, None, "internal")

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode, decode_map, encode
-from mqttcollab.errors import JournalError, MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
-from mqttcollab.journal import Entry, Journal, NewTask, Task
+from mqttcollab.errors import MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
+from mqttcollab.journal import Entry, Journal, Task
 from mqttcollab.messages import MAX_HOPS, Reply, Request, Timing
 from mqttcollab.places import Places
 from mqttcollab.rpc.answered import Answered, Key
-from mqttcollab.rpc.durable import RETRY_MS, TaskLog, current_log
+from mqttcollab.rpc.durable import TaskLog, current_log
 from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats, error_reply, read_request
+from mqttcollab.rpc.keeper import Keeper, journal_key
 from mqttcollab.rpc.outbox import Outbox
 from mqttcollab.rpc.trace import current_request
 from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, request_topic
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 # Ids that were cancelled and are not known, kept for tasks that are about to be resumed.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
+# How often a task may pass from owner to owner, or to the next life of one that it killed.
+_MOST_LIVES = 10
 
 
 @dataclass(slots=True)
@@ -52,12 +55,14 @@ class Responder:
     _answered: Answered = field(default_factory=Answered)
     _cancelled: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _out: Outbox = field(init=False)
+    _keeper: Keeper = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
     _warned: float = 0.0
 
     def __post_init__(self) -> None:
         self._out = Outbox(self.transport, self.name, self.limit)
+        self._keeper = Keeper(self._out)
 
     async def serve(
         self,
@@ -101,29 +106,41 @@ class Responder:
             job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
+        await self._keeper.stop()
 
     # Taking requests
 
     def resume(self, task: Task, history: Sequence[Entry] = ()) -> None:
-        """Goes on with a task that the journal gave this agent: works on it, or sends what is its end already."""
+        """Goes on with a task that the journal gave this agent: works on it, or sends what is its end already.
+
+        Raises:
+            MessageError: what is in the journal is no request.
+        """
         request = decode(Request, task.request, limit=len(task.request))
         now = asyncio.get_running_loop().time()
         job = Job(request, now + task.left_ms / 1000, content_type_of(task.request), now)
-        service = self.services.get(task.service)
-        if job.key in self._jobs or service is None or service.journal is None:
+        service = self.services[task.service]
+        assert service.journal is not None
+        if job.key in self._jobs:
             return
-        job.log = TaskLog(service.journal, task.key, history)
+        log = job.log = TaskLog(service.journal, task.key, history)
         if task.state != "open":
             if task.reply is not None:
-                self._spawn(self._send_written(job, task.reply))
-        elif task.left_ms > 0:
-            job.log.note("resumed", {"left_ms": task.left_ms})
+                self._spawn(self._keeper.send(job, log, task.reply))
+        elif task.left_ms <= 0:
+            late = f"@{self.name} came to it past its ttl, since who had it was stopped or killed"
+            self._give_up(service, job, RequestError("deadline_exceeded", late))
+        elif task.takeovers > _MOST_LIVES:
+            text = f"it was begun {task.takeovers} times, and whoever worked on it was stopped or killed each time"
+            self._give_up(service, job, RequestError("internal", text))
+        else:
+            log.note("resumed", {"left_ms": task.left_ms})
             job.cancelled = request.id in self._cancelled
             self._start(service, job)
-        else:
-            late = RequestError("deadline_exceeded", f"@{self.name} was not running, and came back past the ttl")
-            self._jobs[job.key] = job
-            self._spawn(self._end(service, job, error_reply(request.id, late)))
+
+    def _give_up(self, service: ServedService, job: Job, error: RequestError) -> None:
+        self._jobs[job.key] = job
+        self._spawn(self._end(service, job, error_reply(job.request.id, error)))
 
     def _on_request(self, service: ServedService, message: TransportMessage) -> Work | None:
         if message.retain:
@@ -146,7 +163,7 @@ class Responder:
         if refusal is not None:
             return self._publish(self._out.message(job, error_reply(request.id, refusal)))
         if service.journal is not None:
-            job.log = TaskLog(service.journal, _journal_key(request))
+            job.log = TaskLog(service.journal, journal_key(request))
             job.taken = asyncio.get_running_loop().create_future()
         self._start(service, job)
         return job.taken
@@ -217,7 +234,7 @@ class Responder:
     async def _run(self, service: ServedService, job: Job) -> None:
         reply: Reply | None = None
         try:
-            if job.taken is not None and not await self._take(service, job, job.taken):
+            if not await self._keeper.take(service.name, job):
                 return
             job.begun = True
             current_request.set(job.request)
@@ -238,27 +255,6 @@ class Responder:
                 service.stats.queued -= 1
                 del self._jobs[job.key]
         await self._end(service, job, reply)
-
-    async def _take(self, service: ServedService, job: Job, taken: asyncio.Future[None]) -> bool:
-        """Writes a request down, so that the broker need not hold it; False if it is not to be worked on here."""
-        log, request = job.log, job.request
-        assert log is not None
-        task = NewTask(log.key, service.name, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
-        try:
-            accepted = await log.journal.accept(task)
-            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
-                job.log = TaskLog(log.journal, log.key, found[1])
-        except JournalError as error:
-            text = f"@{self.name} can't write the request down: {error}"
-            failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            await self._publish(self._out.message(job, error_reply(request.id, failure)))
-            return False
-        finally:
-            if not taken.done():  # its connection may be gone
-                taken.set_result(None)
-        if accepted.reply is not None:
-            await self._send_written(job, accepted.reply)
-        return accepted.state == "mine"
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
         """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
@@ -333,7 +329,7 @@ class Responder:
         if reply is not None:
             message, code = self._out.seal(service.name, job, reply)
         try:
-            ours = job.log is None or await self._write_end(job.log, message, code)
+            ours = job.log is None or await self._keeper.end(job.log, message, code)
         finally:
             del self._jobs[job.key]
             if not job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
@@ -346,24 +342,5 @@ class Responder:
         if message is not None and ours and await self._out.publish(message) and job.log is not None:
             job.log.journal.sent(job.log.key)
 
-    async def _write_end(self, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
-        """Whether the end is ours to tell."""
-        try:
-            return await log.journal.answer(log.key, None if message is None else message.payload, code)
-        except JournalError as error:  # who asked shall have the answer all the same
-            _log.error("the end of %s was not written down: %s", log.key, error)
-            return True
-
-    async def _send_written(self, job: Job, payload: bytes) -> None:
-        """Sends a last reply that the journal has kept."""
-        if await self._out.publish(self._out.sealed(job, payload)) and job.log is not None:
-            job.log.journal.sent(job.log.key)
-
     async def _publish(self, message: TransportMessage) -> None:
         await self._out.publish(message)
-
-
-def _journal_key(request: Request) -> str:
-    """The reply topic, whose last level is the id, unless somebody's MQTT 5 properties say otherwise."""
-    own = request.reply_to.endswith(f"/{request.id}")
-    return request.reply_to if own else f"{request.reply_to}#{request.id}"
