@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mqttcollab.codec import encode
 from mqttcollab.errors import JournalError, RequestError
-from mqttcollab.journal import NewTask
+from mqttcollab.journal import Entry, NewTask, Task
 from mqttcollab.messages import Request
 from mqttcollab.rpc.durable import TaskLog
 from mqttcollab.rpc.job import Job, error_reply
@@ -34,8 +35,13 @@ class Keeper:
     out: Outbox
     _later: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def take(self, service: str, job: Job) -> bool:
-        """Writes a request down, so that the broker need not hold it; False if it is not to be worked on here."""
+    async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
+        """Writes a request down, so that the broker need not hold it.
+
+        Returns:
+            True if it is to be begun, False if not here; the task and its history where it is to be resumed: the broker
+            had it too, or somebody repeats what a dead owner had.
+        """
         log, taken, request = job.log, job.taken, job.request
         if log is None or taken is None:  # not durable, or resumed
             return True
@@ -43,7 +49,7 @@ class Keeper:
         try:
             accepted = await log.journal.accept(task)
             if accepted.taken and (found := await log.journal.task(log.key)) is not None:
-                job.log = TaskLog(log.journal, log.key, found[1])
+                return found
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)

@@ -27,7 +27,7 @@ from mqttcollab.transport.base import Transport, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
 
-# Ids that were cancelled and are not known, kept for tasks that are about to be resumed.
+# Ids that were cancelled and are not known.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
 # How often a task may pass from owner to owner, or to the next life of one that it killed.
 _MOST_LIVES = 10
@@ -225,16 +225,22 @@ class Responder:
         for job in found:
             job.cancel()
         if not found and any(service.journal is not None for service in self.services.values()):
-            self._cancelled[request_id[:_LONGEST_ID]] = None
-            if len(self._cancelled) > _KEPT_CANCELS:
-                self._cancelled.popitem(last=False)
+            self._remember_cancel(request_id)
+
+    def _remember_cancel(self, request_id: str) -> None:
+        """For a task that is about to be resumed."""
+        self._cancelled[request_id[:_LONGEST_ID]] = None
+        if len(self._cancelled) > _KEPT_CANCELS:
+            self._cancelled.popitem(last=False)
 
     # Answering them
 
     async def _run(self, service: ServedService, job: Job) -> None:
         reply: Reply | None = None
+        taken: bool | tuple[Task, Sequence[Entry]] = False
         try:
-            if not await self._keeper.take(service.name, job):
+            taken = await self._keeper.take(service.name, job)
+            if taken is not True:
                 return
             job.begun = True
             current_request.set(job.request)
@@ -254,6 +260,10 @@ class Responder:
             if not job.begun:
                 service.stats.queued -= 1
                 del self._jobs[job.key]
+                if job.cancelled:
+                    self._remember_cancel(job.request.id)
+                if isinstance(taken, tuple):
+                    self.resume(*taken)
         await self._end(service, job, reply)
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
