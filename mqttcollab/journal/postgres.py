@@ -185,8 +185,6 @@ class PostgresJournal(BatchedJournal):
                     self._doubtful.update(self._do.taken)
                     await self._close()
                 said = "it does not answer" if isinstance(error, TimeoutError) else _line(error)
-                self._failed = (time.monotonic(), said)
-                self._do.renewed_s = -math.inf  # it may have been a part of it
                 raise JournalError(f"the journal {self._name} can't be used: {said}") from None
             finally:
                 self._do.taken = []
@@ -197,8 +195,9 @@ class PostgresJournal(BatchedJournal):
             try:
                 async with db.transaction():
                     return await work(db, *arguments)
-            except (DeadlockDetected, SerializationFailure):
-                if not left:
+            except BaseException as error:
+                self._do.renewed_s = -math.inf  # it may have been a part of it
+                if not left or not isinstance(error, DeadlockDetected | SerializationFailure):
                     raise
         raise AssertionError
 
@@ -208,7 +207,12 @@ class PostgresJournal(BatchedJournal):
         since, said = self._failed
         if time.monotonic() - since < _PAUSE_S:
             raise psycopg.OperationalError(said)
-        db = await psycopg.AsyncConnection.connect(self._url, autocommit=True, connect_timeout=3, tcp_user_timeout=5000)
+        try:
+            options = {"connect_timeout": 3, "tcp_user_timeout": round(1000 * _PATIENCE_S)}
+            db = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options)
+        except psycopg.Error as error:
+            self._failed = (time.monotonic(), str(error))
+            raise
         self._db = db
         await self._read_clock(db)
         if self._doubtful:

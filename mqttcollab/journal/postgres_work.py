@@ -216,7 +216,7 @@ class Work:
         return True
 
     async def measure(self, db: Connection) -> None:
-        """How much room is left. What was deleted takes room until it is reused, so what is there may have to be counted."""
+        """How much room is left. What was deleted takes room until it is reused, so the rest may have to be counted."""
         query = "SELECT pg_total_relation_size('mqttcollab.tasks') + pg_total_relation_size('mqttcollab.entries')"
         self.room = self.limits.most_bytes - int(await _value(db, query))
         if self.room <= 0:

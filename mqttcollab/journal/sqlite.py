@@ -27,6 +27,11 @@ def wall_clock_ms() -> int:
 
 
 class _Thread(aiosqlite.Connection):
+    def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__(lambda: db, 64)
+        thread: Any = getattr(self, "_thread", self)  # before 0.22 the connection was the thread
+        thread.daemon = True  # a process that dies without closing must not hang
+
     async def run(self, work: Callable[..., _R], *arguments: Any) -> _R:
         """Calls `work` with the connection in its thread: a whole transaction, which nothing can come between."""
         result: _R = await self._execute(work, self._conn, *arguments)  # type: ignore[no-untyped-call]
@@ -91,7 +96,7 @@ class SqliteJournal(BatchedJournal):
     @classmethod
     async def _open(cls, path: Path, connect: Callable[[Path], sqlite3.Connection], work: Work) -> Self:
         first = await asyncio.to_thread(connect, path)  # aiosqlite's thread may outlive the loop where it can't connect
-        db = _Thread(lambda: first, 64)
+        db = _Thread(first)
         await db
         return cls(db, path, work)
 
