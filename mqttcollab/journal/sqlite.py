@@ -48,6 +48,7 @@ class SqliteJournal(BatchedJournal):
 
     def __init__(self, db: _Thread, path: Path, work: Work) -> None:
         super().__init__(work.owner, work.limits, work.lease_ms / 1000)
+        self.name = str(path)
         self._db, self._path, self._do = db, path, work
         self._file: tuple[int, int] | None = None
 
@@ -64,7 +65,7 @@ class SqliteJournal(BatchedJournal):
         """Opens the file, or makes it.
 
         Args:
-            owner: `<name>/<epoch>` of the agent that writes.
+            owner: `<name>/<epoch>` of the agent that writes; empty to prune what is there, without a lease.
             lease_s: after so many seconds without a sign of life others may take its tasks over.
             now_ms: the clock, in milliseconds.
 
@@ -95,6 +96,8 @@ class SqliteJournal(BatchedJournal):
 
     @classmethod
     async def _open(cls, path: Path, connect: Callable[[Path], sqlite3.Connection], work: Work) -> Self:
+        if not work.owner and not await asyncio.to_thread(path.exists):
+            raise ConfigError(f"there is no journal {path}: is this the right path?")
         first = await asyncio.to_thread(connect, path)  # aiosqlite's thread may outlive the loop where it can't connect
         db = _Thread(first)
         await db
