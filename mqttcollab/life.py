@@ -128,7 +128,8 @@ class Life:
         for seconds, work in self._agent.repeated:
             self._repeat(seconds, work)
         if self.journal is not None:
-            take_over = TakeOver(self.journal, self.responder.resume)
+            durable = [service.name for service in self._agent.services.values() if service.durable]
+            take_over = TakeOver(self.journal, durable, self.responder.resume)
             self._spawn(take_over.run())
             self._spawn(self._watch_owners(take_over))
         undo.push_async_callback(self._end_tasks)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/opt/postgresql*/bin")
 
 
@@ -82,12 +82,9 @@ class Postgres:
             "shared_buffers": "16MB",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._process = subprocess.Popen(
-            [*self._as, str(self._bin / "postgres"), "-D", str(self._data), *options],
-            stdout=subprocess.DEVNULL,
-            stderr=(self._data.parent / "log").open("ab"),
-            cwd="/",
-        )
+        words = [*self._as, str(self._bin / "postgres"), "-D", str(self._data), *options]
+        with (self._data.parent / "log").open("ab") as log:
+            self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, cwd="/")
         limit = time.monotonic() + _LIMIT_S
         ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +44,19 @@ class TakeOver:
 
     Args:
         journal: claimed from at once, whenever `owner_gone` is called, and every `pause_s` seconds.
+        services: that are durable here.
         resume: takes a task with its history.
     """
 
-    def __init__(self, journal: Journal, resume: Callable[[Task, Sequence[Entry]], None], pause_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        services: Collection[str],
+        resume: Callable[[Task, Sequence[Entry]], None],
+        pause_s: float = 1.0,
+    ) -> None:
         self._journal = journal
+        self._services = services
         self._resume = resume
         self._pause_s = pause_s
         self._gone: set[str] = set()
@@ -65,7 +73,7 @@ class TakeOver:
             gone, self._gone = self._gone, set()
             self._news.clear()
             try:
-                for task in await self._journal.claim(gone):
+                for task in await self._journal.claim(gone, self._services):
                     await self._go_on(task)
             except JournalError as error:
                 self._gone |= gone
