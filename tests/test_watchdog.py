@@ -160,6 +160,7 @@ agent = Agent("echo-1", options=AgentOptions(stall_s=0.2))
 async def echo(request: Request) -> str:
     if request.text == "block":
         time.sleep(1.5)
+        print("awake", flush=True)
     return request.text
 
 
@@ -173,18 +174,16 @@ async def test_a_blocked_event_loop_is_told_with_its_place(mosquitto: Broker, tm
         await known(lambda: registry.offers(ECHO))
         block = asyncio.create_task(asker.ask("block", service=ECHO))
         others = [asyncio.create_task(asker.ask(str(number), service=ECHO)) for number in range(20)]
-        # It says where while it hangs: the handler has not returned yet.
-        await agent.says("the event loop has been blocked for")
-        await agent.says("time.sleep(1.5)")
-        assert not block.done()
+        await agent.says("awake")
+        # It said where while it hung, and once. On a busy machine there may be other blocks.
+        said = agent.output[: agent.output.index("awake")]
+        assert "the event loop has been blocked for" in said and said.count("time.sleep(1.5)") == 1
         assert [(await other).output for other in others] == [str(number) for number in range(20)]
         assert (await block).output == "block"
-        await known(lambda: reason_of(asker))
         line = BLOCKING.splitlines().index("        time.sleep(1.5)") + 1
-        found = re.fullmatch(rf"the event loop was blocked for (\d+\.\d) s in agent0\.py:{line}", reason_of(asker))
-        assert found and float(found[1]) > 0.2, reason_of(asker)
+        told = rf"the event loop was blocked for \d+\.\d s in agent0\.py:{line}"
+        await known(lambda: re.fullmatch(told, reason_of(asker)))
         await known(lambda: not reason_of(asker))  # after a while
-        assert agent.output.count("the event loop has been blocked") == 1
 
 
 @pytest.mark.slow
@@ -195,8 +194,7 @@ async def test_a_process_that_was_stopped_is_not_blamed_on_its_code(mosquitto: B
         agent.send(signal.SIGSTOP)
         await asyncio.sleep(1.0)
         agent.send(signal.SIGCONT)
-        await known(lambda: reason_of(asker))
-        assert re.fullmatch(r"the process stood still for \d+\.\d s", reason_of(asker))
+        await known(lambda: re.fullmatch(r"the process stood still for \d+\.\d s", reason_of(asker)))
         await known(lambda: not reason_of(asker))
 
 
