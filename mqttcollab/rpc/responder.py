@@ -189,7 +189,7 @@ class Responder:
         room = 0 if request.max_wait_ms == 0 else service.queue_size
         if stats.queued + stats.running >= room + stats.slots:
             return self._busy(stats)
-        return None
+        return service.places.refusal()
 
     def _busy(self, stats: ServiceStats) -> RequestError:
         text = f"@{self.name} has {stats.running} requests running and {stats.queued} waiting"
