@@ -9,11 +9,12 @@ import sqlite3
 import sys
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from postgres import Postgres
+import pytest
+from postgres import Postgres, server, why_not
 
 from mqttcollab.journal import Journal, Limits, NewTask, open_journal
 
@@ -79,6 +80,15 @@ class PostgresStore(Store):
         with psycopg.connect(self.where, autocommit=True, options="-c search_path=mqttcollab") as db:
             cursor = db.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
+
+
+def postgres_or_skip() -> Iterator[Postgres]:
+    """A fixture: a running server."""
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'mqttcollab[postgres]'")
+    with server() as running:
+        yield running
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,6 @@ class Postgres:
         assert found is not None
         self._bin, self._data = found, folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             user = _user()
             assert user is not None
@@ -130,11 +130,12 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[Postgres]:
-    """A running server."""
-    postgres = Postgres(folder)
-    postgres.start()
-    try:
-        yield postgres
-    finally:
-        postgres.close()
+def server() -> Iterator[Postgres]:
+    """A running server. Its folder is not one of pytest's, which other users may not enter."""
+    with tempfile.TemporaryDirectory(prefix="mqttcollab-postgres-") as folder:
+        postgres = Postgres(Path(folder))
+        postgres.start()
+        try:
+            yield postgres
+        finally:
+            postgres.close()

@@ -62,13 +62,12 @@ async def test_tasks_are_listed_while_the_orchestrator_runs(store: SqliteStore) 
 
 async def test_tasks_are_filtered_and_given_as_json(store: SqliteStore) -> None:
     await fill(store)
-    for words, expected in (
-        (["--state", "open"], ["abc2"]),
-        (["--owner", "orchestrator", "--tenant", "city"], ["abc1"]),
-        (["--outcome", "deadline_exceeded"], ["dead"]),
-        (["--since", "2h", "--most", "2"], ["dead", "abc2"]),
-        (["--owner", "nobody"], []),
-    ):
+    cases: dict[tuple[str, ...], list[str]] = {
+        ("--owner", "orchestrator", "--tenant", "city"): ["abc1"],
+        ("--outcome", "deadline_exceeded"): ["dead"],
+        ("--since", "2h", "--most", "2"): ["dead", "abc2"],
+    }
+    for words, expected in cases.items():
         result = await run("tasks", *words, "--json", MQTTCOLLAB_JOURNAL=store.where)
         assert [task["id"] for task in json.loads(result.out)] == expected, (words, result.err)
     result = await run("tasks", "--state", "open", "--json", MQTTCOLLAB_JOURNAL=store.where)
@@ -118,6 +117,7 @@ async def test_prune_deletes_what_has_ended(store: SqliteStore) -> None:
     assert set(await journal.owners()) == {"orchestrator/7"}
 
 
+@pytest.mark.slow
 async def test_what_can_not_be_done_is_one_line(store: SqliteStore, tmp_path: Path) -> None:
     await fill(store)
     await asyncio.to_thread((tmp_path / "text").write_text, "not a database " * 1000)
@@ -137,6 +137,7 @@ async def test_what_can_not_be_done_is_one_line(store: SqliteStore, tmp_path: Pa
     assert refused.code == 2 and "is not a time such as 90s, 5m, 2h or 7d" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [60, 130])
 async def test_in_a_terminal_there_is_a_table(store: SqliteStore, columns: int) -> None:
     await fill(store)

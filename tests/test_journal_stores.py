@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from harness import eventually
-from journals import PostgresStore, SqliteStore, new
-from postgres import Postgres, server, why_not
+from journals import PostgresStore, SqliteStore, new, postgres_or_skip
+from postgres import Postgres
 
 from mqttcollab.errors import ConfigError, JournalError
 from mqttcollab.journal import Accepted, Filter, open_journal, read_journal
@@ -191,6 +191,7 @@ async def test_a_full_disk_is_told_and_nothing_that_was_written_is_lost(small_di
     await store.close()
 
 
+@pytest.mark.slow
 async def test_where_nothing_can_be_written_only_so_much_is_kept(file: SqliteStore) -> None:
     journal = await file.open("a/1")
     await journal.accept(new("one"))
@@ -268,17 +269,10 @@ async def test_a_clock_that_jumps_ahead_gives_one_answer(file: SqliteStore) -> N
 # Servers
 
 
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[Postgres]:
-    if (why := why_not()) is not None:
-        pytest.skip(why)
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'mqttcollab[postgres]'")
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(above.stat().st_mode | 0o711)  # the server may run as another user
-    with server(tmp_path / "server") as running:
-        yield running
+postgres = pytest.fixture(postgres_or_skip)
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_killed_and_comes_back(postgres: Postgres) -> None:
     store = PostgresStore(postgres)
     journal = await store.open("a/1", lease_s=0.6)

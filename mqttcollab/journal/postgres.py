@@ -158,13 +158,14 @@ class PostgresJournal(BatchedJournal):
     async def _write(self, batch: Batch) -> Written:
         return await self._transact(self._do.write, batch)
 
-    async def _tend(self) -> None:
+    async def _tend(self) -> bool:
         await self._transact(self._read_clock)
         if self._trouble is not None or await self._transact(self._do.has_work):
             await self._transact(self._do.renew)
         more = True
         while more and not self._closed:
             more = await self._transact(self._do.tidy)
+        return self._do.room > 0
 
     async def _leave(self) -> None:
         if self.owner:

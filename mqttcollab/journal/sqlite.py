@@ -164,12 +164,13 @@ class SqliteJournal(BatchedJournal):
     async def _write(self, batch: Batch) -> Written:
         return await self._transact(self._do.write, batch)
 
-    async def _tend(self) -> None:
+    async def _tend(self) -> bool:
         if self._trouble is not None or await self._run(self._do.has_work):
             await self._transact(self._do.renew)
         more = True
         while more and not self._closed:
             more = await self._transact(self._do.tidy)
+        return await self._run(self._do.used) <= self.limits.most_bytes
 
     async def _leave(self) -> None:
         if self.owner:

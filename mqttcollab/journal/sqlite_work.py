@@ -183,11 +183,12 @@ class Work:
 
     def _room(self, db: sqlite3.Connection, now: int, wanted: int) -> bool:
         """Whether new tasks may be written, once the oldest ended ones have gone where that is needed."""
-        if self._used(db) <= self.limits.most_bytes:
+        if self.used(db) <= self.limits.most_bytes:
             return True
-        return self.prune_oldest(db, now, now, _PRUNED + 2 * wanted) > 0 or self._used(db) <= self.limits.most_bytes
+        return self.prune_oldest(db, now, now, _PRUNED + 2 * wanted) > 0 or self.used(db) <= self.limits.most_bytes
 
-    def _used(self, db: sqlite3.Connection) -> int:
+    def used(self, db: sqlite3.Connection) -> int:
+        """Bytes of the file that hold something."""
         pages, free, size = (
             int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
         )
@@ -201,7 +202,7 @@ class Work:
         query = "UPDATE tasks SET state = 'done', ended_ms = ?, outcome = 'deadline_exceeded'"
         db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < ?", (now, past))
         old = self.prune_oldest(db, past, now, _PRUNED)
-        if self._used(db) > self.limits.most_bytes:
+        if self.used(db) > self.limits.most_bytes:
             old += self.prune_oldest(db, now, now, _PRUNED)
         return old >= _PRUNED
 
