@@ -26,6 +26,7 @@ from mqttcollab.messages import (
     MAX_DIMENSION,
     MAX_EXAMPLES,
     MAX_HOPS,
+    MAX_INTEGER,
     MAX_STEP_TEXT,
     MAX_STEPS,
     MAX_TTL_MS,
@@ -145,6 +146,8 @@ def limit_of(field: dict[str, Any]) -> str:
         return " ".join(f"`{value}`" for value in form.get("enum", [form.get("const")]))
     least, above = form.get("minimum", form.get("minItems")), form.get("exclusiveMinimum")
     most = form.get("maximum", form.get("maxItems", form.get("maxLength")))
+    least = None if least == -MAX_INTEGER else least
+    most = None if most == MAX_INTEGER else most  # said once, for all integers
     unit = " items" if "maxItems" in form else " characters" if "maxLength" in form else ""
     if least is not None and most is not None:
         return f"{least} to {most}{unit}"
