@@ -1,4 +1,4 @@
-"""Where the fuzzer begins: a message of every kind as JSON and as CBOR, real packets, and bytes known to hurt decoders."""
+"""Where the fuzzer begins: every kind of message as JSON and as CBOR, real packets, and bytes that hurt decoders."""
 
 from __future__ import annotations
 
@@ -143,23 +143,10 @@ def packets() -> list[bytes]:
 
 def words() -> list[bytes]:
     """What the fuzzer can't guess: names of types and fields, and markers of the formats."""
-    names = {name for kind in KINDS for name in kind.model_fields} | {
-        "scale",
-        "text",
-        "code",
-        "message",
-        "retry_after_ms",
-    }
-    names |= {"after", "service", "max_tokens", "temperature", "seed", "document", "steps", "elapsed_ms"}
-    marks = [b"online 1", b"offline 1", b"sleeping 1", b'"ok"', b'"error"', b'"partial"', b"null", b"true", b"1e999"]
-    marks += [MAGIC, *(bytes([0xD8, tag]) for tag in (28, 29, 64, 72, 80, 82, 84, 85, 86)), b"reply.gpt/@a/b", b"/@a"]
-    return sorted(
-        names_of
-        for name in names
-        for names_of in (f'"{name}":'.encode(), bytes([0x60 + len(name)]) + name.encode())
-        if len(name) < 24
-    ) + [
-        *(f'"{kind}"'.encode() for kind in MESSAGE_TYPES),
-        *(bytes([0x78, len(kind)]) + kind.encode() for kind in MESSAGE_TYPES),
-        *marks,
-    ]
+    names = {name for kind in KINDS for name in kind.model_fields} | {"scale", "text", "code", "message", "document"}
+    names |= {"retry_after_ms", "after", "max_tokens", "temperature", "seed", "steps", "elapsed_ms"}
+    found = [f'"{text}"'.encode() for text in (*sorted(names), *MESSAGE_TYPES, "ok", "error", "partial")]
+    found += [bytes([0x60 + len(name)]) + name.encode() for name in sorted(names) if len(name) < 24]
+    found += [bytes([0x78, len(kind)]) + kind.encode() for kind in MESSAGE_TYPES]
+    found += [bytes([0xD8, tag]) for tag in (28, 29, 64, 72, 80, 82, 84, 85, 86)]
+    return [*found, MAGIC, b"online 1", b"offline 1", b"sleeping 1", b"null", b"1e999", b"reply.gpt/@a/b", b"/@a"]

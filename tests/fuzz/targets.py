@@ -5,10 +5,7 @@ Whatever arrives is a value or an error of ours. Anything else, and every proper
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from fuzz.bytesource import ByteSource
 from fuzz.live import live_area, live_registry, live_rpc
 
 from mqttcollab import topics
-from mqttcollab.codec import CBOR, JSON, decode, decode_any, encode
+from mqttcollab.codec import CBOR, decode, decode_any, encode
 from mqttcollab.errors import MessageError, MqttCollabError
 from mqttcollab.messages import Embedding, Message, ServiceRecord
 from mqttcollab.plans.plan import parse as parse_plan
