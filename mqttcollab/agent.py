@@ -12,11 +12,13 @@ from typing import Any
 from mqttcollab.cms.registry import Registry
 from mqttcollab.declaration import AgentOptions, Declaration
 from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.journal import Journal
 from mqttcollab.life import Life, TransportFactory
 from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
 from mqttcollab.peers import Limits
 from mqttcollab.presence import Presence, typed
 from mqttcollab.service import Service
+from mqttcollab.systemd import Supervised
 from mqttcollab.topics import record_topic
 from mqttcollab.transport.base import Transport
 
@@ -138,7 +140,7 @@ class Agent(Declaration):
             over.result()
 
     async def serve(self, broker: str | TransportFactory | None = None) -> None:
-        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly.
+        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly. Tells systemd how it is, if that asks.
 
         Raises:
             DuplicateAgent: another process came up under this name.
@@ -153,7 +155,8 @@ class Agent(Declaration):
             if starting.done():
                 starting.result()
                 _log.info("@%s is online: %s", self.name, ", ".join(self.services) or "no services")
-                await self.presence.until(stop.wait())
+                async with Supervised(self.troubles, lambda: self.transport.online):
+                    await self.presence.until(stop.wait())
         finally:
             for task in (starting, stopping):
                 task.cancel()
@@ -182,6 +185,11 @@ class Agent(Declaration):
     def transport(self) -> Transport:
         """The connection to the broker."""
         return self._running().transport
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where durable services write their requests down; None without one."""
+        return self._running().journal
 
     @property
     def presence(self) -> Presence:
