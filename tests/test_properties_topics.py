@@ -20,7 +20,9 @@ from mqttcollab.transport.router import Router
 LABEL = st.from_regex(topics.LABEL_RE, fullmatch=True)
 KEY = st.from_regex(topics.KEY_RE, fullmatch=True)
 SERVICE = st.builds(
-    lambda zone, labels: "/".join([zone, *labels]), st.sampled_from(topics.ZONES), st.lists(LABEL, min_size=1, max_size=4)
+    lambda zone, labels: "/".join([zone, *labels]),
+    st.sampled_from(topics.ZONES),
+    st.lists(LABEL, min_size=1, max_size=4),
 )
 DATA = SERVICE.map(lambda service: "data.gpt/" + service.partition("/")[2])
 BUILT = st.one_of(
@@ -66,7 +68,9 @@ def test_what_parses_is_what_is_built_again(text: str) -> None:
 def _changed(topic: str) -> st.SearchStrategy[str]:
     """A character more, less or another one."""
     place, letter = st.integers(0, len(topic)), st.sampled_from("/@+#$ aA0-._\0é\n")
-    return st.builds(lambda at, new, cut: topic[:at] + new + topic[at + cut :], place, letter | st.just(""), st.integers(0, 2))
+    return st.builds(
+        lambda at, new, cut: topic[:at] + new + topic[at + cut :], place, letter | st.just(""), st.integers(0, 2)
+    )
 
 
 @given(SERVICE, LABEL)
