@@ -212,7 +212,7 @@ def parse_status(payload: bytes) -> Status:
 def matches(filter_: str, topic: str) -> bool:
     """Whether an MQTT filter (also a `$share/<group>/…` one) matches a topic."""
     if filter_.startswith("$share/"):
-        filter_ = filter_.split("/", 2)[2]
+        filter_ = filter_[len("$share/") :].partition("/")[2]  # empty, which no topic is, where there is no group
     if topic.startswith("$") and filter_[:1] in ("+", "#"):
         return False
     wanted, levels = filter_.split("/"), topic.split("/")

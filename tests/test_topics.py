@@ -299,6 +299,8 @@ def test_statuses_that_are_refused(payload: bytes) -> None:
         ("sport", "sport/tennis", False),
         ("$share/group/sport/+", "sport/tennis", True),
         ("$share/group/sport/+", "group/sport/tennis", False),
+        ("$share/group", "group", False),
+        ("$share/", "sport", False),
     ],
 )
 def test_filters(filter_: str, topic: str, expected: bool) -> None:
