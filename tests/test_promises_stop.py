@@ -8,10 +8,18 @@ import pytest
 from fleet import ECHO, client, echo_agent, on
 from harness import MqttSetup, eventually
 
+from mqttcollab import Agent
 from mqttcollab.topics import request_topic
+from mqttcollab.transport.base import TransportMessage
 
 ASKED = request_topic(ECHO, "echo-1")
 everywhere = pytest.mark.parametrize("setup", ["mosquitto-5", "mosquitto-3.1.1", "nats-3.1.1"], indirect=True)
+
+
+async def goodbye_read(asker: Agent) -> None:
+    """Gives the broker time to read what came on another connection: a few round trips of our own."""
+    for _ in range(5):
+        await asker.transport.publish(TransportMessage("data.gpt/nothing/@asker/observation", b"{}"))
 
 
 @everywhere
@@ -19,6 +27,7 @@ async def test_a_stopped_agent_finds_nothing_waiting_when_it_starts_again(setup:
     async with client().running(on(setup)) as asker, asyncio.TaskGroup() as group:
         async with echo_agent().running(on(setup)):
             pass
+        await goodbye_read(asker)
         requester = asker._running().requester
         old = requester.new_request("meanwhile", ttl_ms=60_000)
         await asker.transport.publish(requester._message(ASKED, old))
@@ -36,6 +45,7 @@ async def test_a_sleeping_agent_that_disconnects_gets_what_came_meanwhile(setup:
         requester = asker._running().requester
         async with echo_agent().running(on(setup)) as sleeper:
             await sleeper.sleep()
+        await goodbye_read(asker)
         asking = asyncio.create_task(requester.ask(ASKED, requester.new_request("meanwhile", ttl_ms=30_000)))
         await eventually(lambda: any(call.sent for call in requester._calls.values()))
         async with echo_agent().running(on(setup)):
