@@ -81,7 +81,7 @@ class Life:
         agent, ready = self._agent, asyncio.Event()
         if agent.options.journal is not None:
             await self._open_journal(undo, agent.options.journal)
-        undo.push_async_callback(self.transport.close)
+        undo.push_async_callback(self._disconnect)
         undo.push_async_callback(self.presence.stop)
         await self.requester.start()
         for service in agent.services.values():
@@ -104,6 +104,11 @@ class Life:
             await self.presence.until(service.started())
         undo.push_async_callback(self._finish_requests)
         ready.set()
+
+    async def _disconnect(self) -> None:
+        # Who sleeps comes back for what waits at the broker, and another process of this name goes on with the session.
+        ends = self.presence.over.cancelled() and not self.presence.asleep
+        await self.transport.close(end_session=ends)
 
     async def _open_journal(self, undo: contextlib.AsyncExitStack, where: str) -> None:
         """Before the connection: a request must not come before it can be written down."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
@@ -26,6 +27,10 @@ from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, r
 from mqttcollab.transport.base import Transport, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
+
+# Publishes that wait for the broker, from which on a refusal goes out at QoS 0. For an acknowledgement it would wait
+# behind the flood itself, and Mosquitto (issue 2301) sends more of that than the receive maximum allows.
+_MANY_UNSENT = 256
 
 # Ids that were cancelled and are not known.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
@@ -161,7 +166,10 @@ class Responder:
         job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
         refusal = self._refusal(service, request)
         if refusal is not None:
-            return self._publish(self._out.message(job, error_reply(request.id, refusal)))
+            answer = self._out.message(job, error_reply(request.id, refusal))
+            if self.transport.unsent >= _MANY_UNSENT:
+                answer = dataclasses.replace(answer, qos=0)
+            return self._publish(answer)
         if service.journal is not None:
             job.log = TaskLog(service.journal, journal_key(request))
             job.taken = asyncio.get_running_loop().create_future()
