@@ -83,6 +83,7 @@ class Life:
             await self._open_journal(undo, agent.options.journal)
         undo.push_async_callback(self._disconnect)
         undo.push_async_callback(self.presence.stop)
+        self.transport.on_stray(self.responder.refuse_stray)
         await self.requester.start()
         for service in agent.services.values():
             await self.responder.serve(
@@ -106,8 +107,10 @@ class Life:
         ready.set()
 
     async def _disconnect(self) -> None:
-        # Who sleeps comes back for what waits at the broker, and another process of this name goes on with the session.
-        ends = self.presence.over.cancelled() and not self.presence.asleep
+        # Who sleeps or is durable comes back for what waits at the broker, and another process of this name goes on with
+        # the session.
+        stays = self.presence.asleep or self.journal is not None
+        ends = self.presence.over.cancelled() and not stays
         await self.transport.close(end_session=ends)
 
     async def _open_journal(self, undo: contextlib.AsyncExitStack, where: str) -> None:

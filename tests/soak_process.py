@@ -1,4 +1,4 @@
-"""One process of the soak: `python tests/soak_process.py <role> <name> <broker> <file>`; it notes its own use each second.
+"""One process of the soak: `python tests/soak_process.py <role> <name> <broker> <file>`; it notes what it uses.
 
 The notes are lines of JSON: resident memory, open files, threads, tasks, and how much is in what grows with use.
 """
@@ -36,7 +36,7 @@ def sample() -> dict[str, float]:
     return {
         "time": time.monotonic(),
         "mb": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-        "files": len(os.listdir("/proc/self/fd")),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": threading.active_count(),
         "tasks": len(asyncio.all_tasks()),
     }

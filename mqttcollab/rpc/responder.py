@@ -23,7 +23,7 @@ from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats,
 from mqttcollab.rpc.keeper import Keeper, journal_key
 from mqttcollab.rpc.outbox import Outbox
 from mqttcollab.rpc.trace import current_request
-from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, request_topic
+from mqttcollab.topics import anycast_filter, cancel_topic, parse, parse_reply_topic, request_topic
 from mqttcollab.transport.base import Transport, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
@@ -175,6 +175,20 @@ class Responder:
             job.taken = asyncio.get_running_loop().create_future()
         self._start(service, job)
         return job.taken
+
+    def refuse_stray(self, message: TransportMessage) -> Work | None:
+        """Answers a request to a service that this agent offered in a life before; other messages are passed over."""
+        try:
+            topic = parse(message.topic)
+            if topic.kind not in ("request", "anycast"):
+                return None
+            request = read_request(message, self.limit)
+        except (MessageError, TopicError):
+            return None
+        now = asyncio.get_running_loop().time()
+        job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
+        gone = RequestError("no_capability", f"@{self.name} offers {topic.service} no more")
+        return self._publish(self._out.message(job, error_reply(request.id, gone)))
 
     def _start(self, service: ServedService, job: Job) -> None:
         self._jobs[job.key] = job
@@ -330,7 +344,7 @@ class Responder:
             text = f"the handler of {service.name} failed: {type(error).__name__}"
             reply = error_reply(job.request.id, RequestError("internal", text))
         ended = asyncio.get_running_loop().time()
-        service.stats.seconds += 0.2 * (ended - started - service.stats.seconds)
+        service.stats.took(ended - started)
         if reply.usage is not None and reply.usage.completion_tokens:
             service.stats.tokens_per_s = round(reply.usage.completion_tokens / max(1e-6, ended - started), 1)
         reply.timing = Timing(
