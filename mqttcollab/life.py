@@ -107,8 +107,8 @@ class Life:
         ready.set()
 
     async def _disconnect(self) -> None:
-        # Who sleeps or is durable comes back for what waits at the broker, and another process of this name goes on with
-        # the session.
+        # Who sleeps or is durable comes back for what waits at the broker; and another process of this name goes on
+        # with the session.
         stays = self.presence.asleep or self.journal is not None
         ends = self.presence.over.cancelled() and not stays
         await self.transport.close(end_session=ends)
