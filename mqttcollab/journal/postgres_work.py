@@ -258,7 +258,7 @@ class Work:
         found = conditions(which)
         where = " AND ".join(sql.replace("?", "%s") for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
-        query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY accepted_ms DESC, id DESC LIMIT %s"
+        query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY id DESC LIMIT %s"
         return [task_of(row) for row in await _rows(db, query, *values, most)]
 
     async def task(self, db: Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
