@@ -1,6 +1,6 @@
 """All benchmarks: `python -m benchmarks [--json] [--rounds N]`."""
 
-from benchmarks import agent_start, area, choosing, embedding_size, orchestrator_overhead, request_reply
+from benchmarks import agent_start, area, choosing, embedding_size, journal, orchestrator_overhead, request_reply
 from benchmarks.collaboration import run as collaboration
 from benchmarks.common import run_all
 
@@ -14,6 +14,7 @@ if __name__ == "__main__":
                 agent_start,
                 embedding_size,
                 area,
+                journal,
                 choosing,
                 collaboration,
             )

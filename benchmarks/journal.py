@@ -1,7 +1,8 @@
 """What a journal costs: requests written down, answered and sent, with 1 and with 64 tasks in flight.
 
 A request is one `accept`, one `answer` and one `sent`. The event loop's share is the processor time of its thread: what
-is left of the machine goes to the journal's thread, or to the server. The peer is a bare loop over sqlite3 in a file
+is left of the machine goes to the journal's thread, or to the PostgreSQL server (left out where none can be started:
+its package is that of the tests). The peer is a bare loop over sqlite3 in a file
 with the same tables, which commits 64 requests' rows at a time with `executemany`.
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
-from benchmarks.common import Benchmark, Result, aim, show_aims, table
+from benchmarks.common import ROOT, Benchmark, Result, aim, ratio, show_aims, table
 from mqttcollab.journal import Journal, NewTask, open_journal
 from mqttcollab.journal.sqlite_file import open_file
 
@@ -25,28 +30,46 @@ MOST_LOOP_US = 15.0
 REQUEST = b'{"type":"mqttcollab.request.v1","id":"0123456789abcdef","input":"' + b"What is it? " * 30 + b'"}'
 REPLY = b'{"type":"mqttcollab.reply.v1","id":"0123456789abcdef","output":"' + b"It is that. " * 30 + b'"}'
 TTL_MS = 30_000
+PEER = "bare sqlite3, 64 at a time"
 
 
 async def measure(rounds: int | None = None) -> Result:
     found: Result = {"aims": []}
-    with tempfile.TemporaryDirectory() as folder:
-        journal = await open_journal(f"{folder}/journal", "bench/1")
-        contenders: dict[str, list[tuple[float, float]]] = {f"SQLite, {n} in flight": [] for n in REQUESTS}
-        contenders["bare sqlite3, 64 at a time"] = []
+    times: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, _servers() as servers:
+        journals = {"SQLite": await open_journal(f"{folder}/journal", "bench/1")}
+        for url in servers:
+            journals["PostgreSQL"] = await open_journal(url, "bench/1")
         for number in range(rounds or ROUNDS):
-            for flight, count in REQUESTS.items():
-                contenders[f"SQLite, {flight} in flight"].append(await _journaled(journal, number, flight, count))
+            for (store, journal), (flight, count) in product(journals.items(), REQUESTS.items()):
+                taken = await _journaled(journal, number, flight, count)
+                times.setdefault(f"{store}, {flight} in flight", []).append(taken)
             bare = await asyncio.to_thread(_bare, Path(folder) / f"bare{number}", REQUESTS[64])
-            contenders["bare sqlite3, 64 at a time"].append((bare, bare))
-        await journal.close()
-    for name, times in contenders.items():
+            times.setdefault(PEER, []).append((bare, bare))
+        for journal in journals.values():
+            await journal.close()
+    for name, each in times.items():
         found[name] = {
-            "requests_per_s": statistics.median(1 / wall for wall, _ in times),
-            "loop_us": 1e6 * statistics.median(loop for _, loop in times),
+            "requests_per_s": statistics.median(1 / wall for wall, _ in each),
+            "loop_us": 1e6 * statistics.median(loop for _, loop in each),
+            "seconds_over_bare": ratio([wall for wall, _ in each], [wall for wall, _ in times[PEER]]),
         }
     cost = found["SQLite, 64 in flight"]["loop_us"]
     found["aims"].append(aim("µs of the event loop for a request, 64 in flight", cost, most=MOST_LOOP_US))
     return found
+
+
+@contextmanager
+def _servers() -> Iterator[list[str]]:
+    """The URL of a server of our own, if there can be one."""
+    sys.path.append(str(ROOT / "tests"))
+    import postgres
+
+    if postgres.why_not() is not None or find_spec("psycopg") is None:
+        yield []
+        return
+    with postgres.server() as server:
+        yield [server.url()]
 
 
 async def _journaled(journal: Journal, number: int, flight: int, count: int) -> tuple[float, float]:
@@ -89,11 +112,11 @@ def _commit(db: sqlite3.Connection, query: str, rows: list[tuple[object, ...]]) 
 
 def show(result: Result) -> Iterable[str]:
     rows = [
-        (name, f"{each['requests_per_s']:,.0f}", f"{each['loop_us']:.1f}")
+        (name, f"{each['requests_per_s']:,.0f}", f"{each['loop_us']:.1f}", f"{each['seconds_over_bare']['median']:.2f}")
         for name, each in result.items()
         if name != "aims"
     ]
-    yield from table(("", "requests/s", "µs of the loop"), rows)
+    yield from table(("", "requests/s", "µs of the loop", "time over bare"), rows)
     yield from show_aims(result)
 
 

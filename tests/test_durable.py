@@ -285,7 +285,7 @@ async def test_a_request_to_a_service_of_a_life_before_is_refused(place: Place) 
         answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
         await asyncio.sleep(0.2)
         async with Agent("slow-1").running(place.url):
-            with pytest.raises(RequestError, match="@slow-1 offers computation[.]gpt/slow no more") as caught:
+            with pytest.raises(RequestError, match=r"@slow-1 offers computation\.gpt/slow no more") as caught:
                 await answer
         assert caught.value.code == "no_capability"
 

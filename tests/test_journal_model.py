@@ -68,12 +68,13 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(me=owners, key=keys)
     def accept(self, me: str, key: str) -> None:
         task = self.tasks.setdefault(key, Model(me))
-        if task.state == "open" and self.dead(task.owner, me):
+        taken = task.state == "open" and self.dead(task.owner, me)
+        if taken:
             self.take(task, me)
         if task.state != "open":
             expected = Accepted("ended", task.reply)
         else:
-            expected = Accepted("mine" if task.owner == me else "others")
+            expected = Accepted("mine", taken=taken) if task.owner == me else Accepted("others")
         assert self.runner.run(self.journals[me].accept(new(key.rpartition("/")[2]))) == expected
 
     @rule(me=owners, key=keys, reply=st.sampled_from(REPLIES), outcome=st.sampled_from(("ok", "busy")))

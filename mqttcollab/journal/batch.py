@@ -236,7 +236,7 @@ class BatchedJournal(ABC):
             self._set_trouble(str(error))
             self._fail(batch, str(error))
             return False
-        except Exception as error:  # not the store but what is to be written: the others must not suffer
+        except Exception as error:  # not the store, but what is to be written: the others must not suffer
             if len(batch) > 1:
                 return all([await self._write_down(part) for part in batch.split()])
             _log.exception("something can't be written to the journal")

@@ -265,7 +265,7 @@ class Work:
         found = conditions(which)
         where = " AND ".join(sql.replace("?", "%s") for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
-        query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY accepted_ms DESC, id DESC LIMIT %s"
+        query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY id DESC LIMIT %s"
         now = await self.now_ms(db)
         return [task_of(row, now) for row in await _rows(db, query, *values, most)]
 

@@ -189,7 +189,7 @@ class SqliteJournal(BatchedJournal):
     async def _run(self, work: Callable[..., _R], *arguments: Any) -> _R:
         try:
             return await self._db.run(work, *arguments)
-        except (sqlite3.DataError, sqlite3.InterfaceError):
+        except (sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError):
             raise  # what is written is wrong, not the file
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal {self._path} can't be used: {explain(error)}") from error

@@ -226,7 +226,7 @@ class Work:
         found = conditions(which)
         where = " AND ".join(sql for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
-        query = f"SELECT {FACTS} FROM tasks WHERE {where} ORDER BY accepted_ms DESC, id DESC LIMIT ?"
+        query = f"SELECT {FACTS} FROM tasks WHERE {where} ORDER BY id DESC LIMIT ?"
         return [task_of(row, self.now_ms()) for row in db.execute(query, (*values, most))]
 
     def task(self, db: sqlite3.Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
