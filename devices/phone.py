@@ -174,6 +174,7 @@ def build(settings: Mapping[str, Any]) -> Agent:
     )
     agent.add(General(runtime, options.max_tokens, judge, options.samples))
     agent.describe_model(runtime.model, **describe_gguf(path))
+    agent.watch("model", runtime)
     return agent
 
 

@@ -21,6 +21,7 @@ from mqttcollab.service import Service
 from mqttcollab.systemd import Supervised
 from mqttcollab.topics import record_topic
 from mqttcollab.transport.base import Transport
+from mqttcollab.watchdog import end_tasks
 
 __all__ = ["Agent", "AgentOptions", "TransportFactory"]
 
@@ -168,10 +169,18 @@ class Agent(Declaration):
     def run(self, broker: str | None = None) -> None:
         """Runs until SIGINT or SIGTERM. An error ends the process with one line and exit code 1."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        problem = asyncio.run(self._serve_and_end(broker))
+        if problem is not None:
+            raise SystemExit(problem)
+
+    async def _serve_and_end(self, broker: str | None) -> str | None:
+        problem = None
         try:
-            asyncio.run(self.serve(broker))
+            await self.serve(broker)
         except MqttCollabError as error:
-            raise SystemExit(f"@{self.name}: {error}") from None
+            problem = f"@{self.name}: {error}"
+        await end_tasks(problem)
+        return problem
 
     async def sleep(self) -> None:
         """Says `sleeping`: the records stay, and requests wait at the broker up to their ttl."""

@@ -81,8 +81,9 @@ class Life:
         agent, ready = self._agent, asyncio.Event()
         if agent.options.journal is not None:
             await self._open_journal(undo, agent.options.journal)
-        undo.push_async_callback(self.transport.close)
+        undo.push_async_callback(self._disconnect)
         undo.push_async_callback(self.presence.stop)
+        self.transport.on_stray(self.responder.refuse_stray)
         await self.requester.start()
         for service in agent.services.values():
             await self.responder.serve(
@@ -104,6 +105,13 @@ class Life:
             await self.presence.until(service.started())
         undo.push_async_callback(self._finish_requests)
         ready.set()
+
+    async def _disconnect(self) -> None:
+        # Who sleeps or is durable comes back for what waits at the broker; and another process of this name goes on
+        # with the session.
+        stays = self.presence.asleep or self.journal is not None
+        ends = self.presence.over.cancelled() and not stays
+        await self.transport.close(end_session=ends)
 
     async def _open_journal(self, undo: contextlib.AsyncExitStack, where: str) -> None:
         """Before the connection: a request must not come before it can be written down."""
@@ -128,7 +136,8 @@ class Life:
         for seconds, work in self._agent.repeated:
             self._repeat(seconds, work)
         if self.journal is not None:
-            take_over = TakeOver(self.journal, self.responder.resume)
+            durable = [service.name for service in self._agent.services.values() if service.durable]
+            take_over = TakeOver(self.journal, durable, self.responder.resume)
             self._spawn(take_over.run())
             self._spawn(self._watch_owners(take_over))
         undo.push_async_callback(self._end_tasks)
@@ -177,6 +186,7 @@ class Life:
             running=running,
             queued=queued,
             waiting=sum(service.waiting for service in self._agent.services.values()),
+            unsent=self.transport.unsent,
             slots=max(1, sum(s.slots for s in stats)),
             completed=sum(s.completed for s in stats),
             failed=sum(s.failed for s in stats),

@@ -41,8 +41,8 @@ class Places:
         if len(self._held) < self._number:
             self._held[id(work)] = work
             return
-        if len(self._hanging_s()) >= self._number:
-            raise self._busy()
+        if (refusal := self.refusal()) is not None:
+            raise refusal
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, work))
         try:
@@ -51,6 +51,11 @@ class Places:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave(work)
             raise
+
+    def refusal(self) -> RequestError | None:
+        """Why no request is taken: all places are held by work that hangs."""
+        full = len(self._held) >= self._number
+        return self._busy() if full and len(self._hanging_s()) >= self._number else None
 
     def keep(self, work: Work) -> None:
         """Holds a place for what is left of the work of somebody who is about to leave his."""

@@ -188,8 +188,18 @@ class Presence:
         self._state = state
         await self._say_state()
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it has said `sleeping`."""
+        return self._state == "sleeping"
+
     async def say_goodbye(self) -> None:
-        """Clears the retained records and the load, then says `offline`; gives up after 2 s without a broker."""
+        """Clears the retained records and the load, then says `offline`; gives up after 2 s without a broker.
+
+        One that sleeps says nothing: its records stay, and requests wait for it at the broker.
+        """
+        if self.asleep:
+            return
         self._state = "offline"
         with contextlib.suppress(TransportError, TimeoutError):
             async with asyncio.timeout(2):

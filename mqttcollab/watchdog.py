@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import sys
 import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from sys import _current_frames
 from typing import ClassVar
 
-from mqttcollab.places import Places
+from mqttcollab.places import GRACE_S, Places
 from mqttcollab.trouble import Troubles
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class LoopWatch:
 
     def _report(self, seconds: float) -> str:
         """Logs where the loop hangs; returns the innermost place in the user's code."""
-        frame = _current_frames().get(self._loop_thread)
+        frame = sys._current_frames().get(self._loop_thread)
         if frame is None:
             return "an unknown place"
         stack = traceback.extract_stack(frame)
@@ -149,6 +150,26 @@ class Watchdog:
             if len(hanging) != self._hanging.get(service, 0):
                 self._hanging[service] = len(hanging)
                 self._troubles.tell(_handlers_of(service), _describe(service, hanging))
+
+
+async def end_tasks(problem: str | None) -> None:
+    """Cancels what still runs, at the end of a process; what ignores it does not keep the process alive.
+
+    Args:
+        problem: what the process ends with, if it is an error.
+    """
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    stubborn = (await asyncio.wait(tasks, timeout=GRACE_S))[1] if tasks else None
+    if stubborn:  # asyncio would wait for them for ever
+        _log.error("%d of its tasks ignore that they are cancelled: the process ends without them", len(stubborn))
+        if problem is not None:
+            sys.stderr.write(f"{problem}\n")
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if problem is None else 1)
 
 
 def _handlers_of(service: str) -> str:

@@ -9,11 +9,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/opt/postgresql*/bin")
 
 
@@ -55,7 +56,6 @@ class Postgres:
         assert found is not None
         self._bin, self._data = found, folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             user = _user()
             assert user is not None
@@ -82,12 +82,9 @@ class Postgres:
             "shared_buffers": "16MB",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._process = subprocess.Popen(
-            [*self._as, str(self._bin / "postgres"), "-D", str(self._data), *options],
-            stdout=subprocess.DEVNULL,
-            stderr=(self._data.parent / "log").open("ab"),
-            cwd="/",
-        )
+        words = [*self._as, str(self._bin / "postgres"), "-D", str(self._data), *options]
+        with (self._data.parent / "log").open("ab") as log:
+            self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, cwd="/")
         limit = time.monotonic() + _LIMIT_S
         ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:
@@ -133,11 +130,12 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[Postgres]:
-    """A running server."""
-    postgres = Postgres(folder)
-    postgres.start()
-    try:
-        yield postgres
-    finally:
-        postgres.close()
+def server() -> Iterator[Postgres]:
+    """A running server. Its folder is not one of pytest's, which other users may not enter."""
+    with tempfile.TemporaryDirectory(prefix="mqttcollab-postgres-") as folder:
+        postgres = Postgres(Path(folder))
+        postgres.start()
+        try:
+            yield postgres
+        finally:
+            postgres.close()

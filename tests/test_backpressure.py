@@ -123,8 +123,8 @@ async def test_a_flood_ends_in_answers_and_busy(broker: Broker, tmp_path: Path, 
         assert len(decoded) - len(busy) >= QUEUE
         hints = [error.retry_after_ms or 0 for error in busy]
         assert min(hints) > 0
-        needed_ms = 1000 * WORK_S * (QUEUE + 1)
-        assert needed_ms / 10 < statistics.median(hints) < 20 * needed_ms  # the machine may be busy
+        # About what the queue needs; on a busy machine the work itself takes longer.
+        assert 100 * WORK_S * (QUEUE + 1) < statistics.median(hints) < 1000 * (QUEUE + 1)
         assert answered > 0
         assert grown < 48 * MB, f"{grown / MB:.0f} MiB for {number} requests"
         await flood.close()

@@ -206,7 +206,7 @@ async def test_another_agent_takes_over(place: Place) -> None:
         assert len(last_replies(watcher)) == 1
 
 
-async def test_nothing_is_answered_twice_by_one_that_was_stopped_for_a_while(place: Place) -> None:
+async def test_nothing_is_answered_twice(place: Place) -> None:
     async with asking(place) as (asker, watcher), place.slow("slow-2"), place.slow("slow-1", seconds=1.0) as stopped:
         answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
         await eventually(lambda: bool(place.begun))
@@ -275,6 +275,19 @@ async def test_a_journal_that_cannot_be_opened_is_said_in_one_line(place: Place)
         assert await agent.ended() == 1
     assert "Traceback" not in agent.output
     assert str(place.journal) in agent.output.splitlines()[-1]
+
+
+async def test_a_request_to_a_service_of_a_life_before_is_refused(place: Place) -> None:
+    async with asking(place) as (asker, _):
+        async with place.slow() as agent:
+            agent.send(signal.SIGKILL)
+            await agent.ended()
+        answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
+        await asyncio.sleep(0.2)
+        async with Agent("slow-1").running(place.url):
+            with pytest.raises(RequestError, match="@slow-1 offers computation[.]gpt/slow no more") as caught:
+                await answer
+        assert caught.value.code == "no_capability"
 
 
 assert LIMIT_S >= 10  # a lease of 3 s has to run out, and a write lock of 5 s

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -327,3 +328,22 @@ async def test_a_phone_that_is_stopped_in_mid_answer_leaves_no_process_and_says_
         await eventually(lambda: not processes_with(*next(iter(mark.items()))))
     finally:
         await asker.stop()
+
+
+async def test_a_listener_is_told_of_trouble_on_its_event_loop_and_one_that_fails_harms_nobody(tmp_path: Path) -> None:
+    here, told = threading.current_thread(), list[tuple[bool, str | None]]()
+    runtime = LlamaRuntime(tmp_path / "missing.gguf", model="small")
+
+    def fail(trouble: str | None) -> None:
+        raise ValueError(trouble)
+
+    await asyncio.to_thread(runtime.on_trouble, fail)  # without an event loop: called in the model's thread
+    runtime.on_trouble(lambda trouble: told.append((threading.current_thread() is here, trouble)))
+    assert runtime.trouble is None
+    for _ in range(2):
+        with pytest.raises(RuntimeFailure, match="does not exist"):
+            await runtime.load()
+    await eventually(lambda: bool(told))
+    assert told == [(True, runtime.trouble)]
+    assert "does not exist" in (runtime.trouble or "")
+    await runtime.close()

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from mqttcollab.errors import ConfigError, RequestError, RuntimeFailure
-from mqttcollab.runtimes import ChatMessage, GenerationParameters
+from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.config import default_model_path
 from mqttcollab.runtimes.decoder import SLICE, Decoder, DecoderOptions
 from mqttcollab.runtimes.gguf import describe_gguf
@@ -174,6 +175,18 @@ async def test_a_schema_that_makes_no_grammar_is_refused_and_the_model_goes_on(
         await runtime.generate(SUM, GenerationParameters(max_tokens=8, schema=schema))
     assert error.value.code == "unsupported"
     assert (await runtime.generate(SUM, words(2))).completion_tokens == 2
+
+
+async def test_an_answer_that_repeats_itself_is_ended_unless_that_is_wanted(runtime: LlamaRuntime) -> None:
+    ever = {"type": "array", "items": {"enum": ["a"]}, "minItems": 300}
+    looping = GenerationParameters(max_tokens=100, schema=ever, loop_tokens=40)
+    ended = await runtime.generate(SUM, looping)
+    assert (ended.finish_reason, ended.truncated) == ("loop", True)
+    assert 40 <= ended.completion_tokens <= 60
+    assert [chunk async for chunk in runtime.stream(SUM, looping)][-1] == Chunk("", finish_reason="loop")
+    free = await runtime.generate(SUM, replace(looping, loop_tokens=0))
+    assert (free.finish_reason, free.completion_tokens) == ("length", 100)
+    assert free.text.startswith(ended.text)
 
 
 async def test_sampling_repeats_with_its_seed_only(runtime: LlamaRuntime) -> None:
@@ -343,7 +356,7 @@ def test_text_of_a_message_can_not_pose_as_another_turn(path: Path) -> None:
 def test_a_model_that_is_forgotten_does_not_hold_up_the_end_of_the_process(path: Path, in_process: bool) -> None:
     code = (
         "import asyncio, sys\n"
-        "from mqttcollab.runtimes import ChatMessage, GenerationParameters\n"
+        "from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters\n"
         "from mqttcollab.runtimes.llama import LlamaRuntime\n"
         f"runtime = LlamaRuntime(sys.argv[1], in_process={in_process})\n"
         "async def main():\n"

@@ -12,6 +12,7 @@ from test_behaviour_transport import RECORD, STATUS, message
 from mqttcollab.broker import Broker
 from mqttcollab.cli.client import running_client
 from mqttcollab.config import BrokerAddress
+from mqttcollab.topics import anycast_filter, request_topic
 from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
 
 LASTING = MqttOptions(session_expiry_s=60, backoff_s=0.02, backoff_max_s=0.2)
@@ -74,6 +75,28 @@ async def test_what_a_former_life_subscribed_is_noticed_and_ended(
     await again.publish(message(STATUS, b"last"))
     await inbox.count(2)
     assert strays.payloads == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("setup", ["mosquitto-5", "mosquitto-3.1.1"], indirect=True)
+async def test_what_a_former_life_took_by_anycast_goes_to_others(setup: MqttSetup) -> None:
+    service = "knowledge.gpt/echo"
+    reader, _ = await reader_of(setup, anycast_filter(service), STATUS)
+    await reader.close()
+    other, heard = await setup.connected("other"), Inbox()
+    await other.subscribe(anycast_filter(service), heard)
+    again, inbox, strays = setup.client("reader", options=LASTING), Inbox(), Inbox()
+    await again.subscribe(STATUS, inbox)
+    again.on_stray(strays)
+    await again.connect()
+    for number in range(2):
+        await other.publish(message(request_topic(service), b"%d" % number))
+    await strays.count(1)
+    await again.publish(message(STATUS, b"behind the end of the subscription"))
+    await inbox.count(1)
+    for number in range(2, 6):
+        await other.publish(message(request_topic(service), b"%d" % number))
+    await heard.count(5)
+    assert len(strays.messages) == 1
 
 
 async def test_two_hundred_clients_that_only_ask_leave_nothing_at_the_broker() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import threading
@@ -159,6 +160,7 @@ agent = Agent("echo-1", options=AgentOptions(stall_s=0.2))
 async def echo(request: Request) -> str:
     if request.text == "block":
         time.sleep(1.5)
+        print("awake", flush=True)
     return request.text
 
 
@@ -172,18 +174,16 @@ async def test_a_blocked_event_loop_is_told_with_its_place(mosquitto: Broker, tm
         await known(lambda: registry.offers(ECHO))
         block = asyncio.create_task(asker.ask("block", service=ECHO))
         others = [asyncio.create_task(asker.ask(str(number), service=ECHO)) for number in range(20)]
-        # It says where while it hangs: the handler has not returned yet.
-        await agent.says("the event loop has been blocked for")
-        await agent.says("time.sleep(1.5)")
-        assert not block.done()
+        await agent.says("awake")
+        # It said where while it hung, and once. On a busy machine there may be other blocks.
+        said = agent.output[: agent.output.index("awake")]
+        assert "the event loop has been blocked for" in said and said.count("time.sleep(1.5)") == 1
         assert [(await other).output for other in others] == [str(number) for number in range(20)]
         assert (await block).output == "block"
-        await known(lambda: reason_of(asker))
         line = BLOCKING.splitlines().index("        time.sleep(1.5)") + 1
-        found = re.fullmatch(rf"the event loop was blocked for (\d+\.\d) s in agent0\.py:{line}", reason_of(asker))
-        assert found and float(found[1]) > 0.2, reason_of(asker)
+        told = rf"the event loop was blocked for \d+\.\d s in agent0\.py:{line}"
+        await known(lambda: re.fullmatch(told, reason_of(asker)))
         await known(lambda: not reason_of(asker))  # after a while
-        assert agent.output.count("the event loop has been blocked") == 1
 
 
 @pytest.mark.slow
@@ -194,9 +194,54 @@ async def test_a_process_that_was_stopped_is_not_blamed_on_its_code(mosquitto: B
         agent.send(signal.SIGSTOP)
         await asyncio.sleep(1.0)
         agent.send(signal.SIGCONT)
-        await known(lambda: reason_of(asker))
-        assert re.fullmatch(r"the process stood still for \d+\.\d s", reason_of(asker))
+        await known(lambda: re.fullmatch(r"the process stood still for \d+\.\d s", reason_of(asker)))
         await known(lambda: not reason_of(asker))
+
+
+STUBBORN = """\
+import asyncio
+
+from mqttcollab import Agent, AgentOptions, Request
+
+agent = Agent("echo-1", options=AgentOptions(grace_s=0.1))
+
+
+@agent.service("knowledge.gpt/echo")
+async def echo(request: Request) -> str:
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            pass
+
+
+agent.run()
+"""
+
+
+@pytest.mark.parametrize("taken", [False, pytest.param(True, marks=pytest.mark.slow)])
+async def test_a_handler_that_hangs_does_not_keep_its_process_alive(
+    mosquitto: Broker, tmp_path: Path, taken: bool
+) -> None:
+    url = mosquitto.info.url
+    async with client().running(url) as asker, process(tmp_path, STUBBORN, url) as agent:
+        registry = await asker.follow()
+        await known(lambda: registry.offers(ECHO))
+        ask = asyncio.create_task(asker.ask("?", service=ECHO, ttl_s=60))
+        await agent.says("begun")
+        async with contextlib.AsyncExitStack() as stack:
+            if taken:
+                await stack.enter_async_context(echo_agent().running(url))
+            else:
+                agent.send(signal.SIGTERM)
+            assert await agent.ended() == (1 if taken else 0)
+        assert "1 of its tasks ignore that they are cancelled: the process ends without them" in agent.output
+        assert agent.output.count("@echo-1: another process came up as @echo-1") == taken
+        assert "Traceback" not in agent.output
+        await known(lambda: registry.agents["echo-1"].status.state == "offline")  # type: ignore[union-attr]
+        ask.cancel()
+        await asyncio.gather(ask, return_exceptions=True)
 
 
 async def test_agents_share_the_watch_over_their_loop_and_it_ends_with_them(mosquitto: Broker) -> None:

@@ -57,6 +57,7 @@ def mosquitto_config(listeners: Listeners, data: Path, keep: bool) -> str:
         # The default of 1,000 drops QoS 1 messages of an online subscriber in a burst. Not 0 (no limit):
         # Mosquitto before 2.0.22 then closes the connection after a publish that it refuses (its issue 3244).
         "max_queued_messages 1000000",
+        "max_queued_bytes 33554432",
         # Mosquitto announces it as Receive Maximum: with the default of 20 a client with more requests under
         # way stalls, and a cancel waits behind them. Bounded: who stopped acknowledging is not flooded.
         "max_inflight_messages 1024",

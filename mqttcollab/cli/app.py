@@ -13,6 +13,7 @@ import typer
 from mqttcollab import __version__
 from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
+from mqttcollab.cli.tasks import app as tasks
 from mqttcollab.config import BROKER_VARIABLE, JOURNAL_VARIABLE
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(evaluations, name="eval")
+app.add_typer(tasks, name="tasks")
 
 Url = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from typer import Typer
+from typer import Context, Typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from mqttcollab.cli.app import app
@@ -55,6 +55,8 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInf
     """Name, typer's description, type and default of every parameter."""
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
+        if hints[name] is Context:
+            continue
         kind, *extras = get_args(hints[name])
         info = next(extra for extra in extras if isinstance(extra, ArgumentInfo | OptionInfo))
         yield name, info, kind, parameter.default

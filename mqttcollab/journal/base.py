@@ -161,9 +161,13 @@ class Journal(Protocol):
         """
         ...
 
-    async def claim(self, gone: Collection[str] = ()) -> list[Task]:
+    async def claim(self, gone: Collection[str] = (), services: Collection[str] | None = None) -> list[Task]:
         """Takes over what nobody works on: tasks that are not `done`, of owners whose lease has run out, of earlier
         incarnations of this owner's name, and of the incarnations `gone`. Oldest first, with request and reply.
+
+        Args:
+            gone: owners that are known to be dead.
+            services: of these services only; None for all.
         """
         ...
 

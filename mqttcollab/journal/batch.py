@@ -85,6 +85,7 @@ class BatchedJournal(ABC):
         self._news = asyncio.Event()
         self._lingering: asyncio.TimerHandle | None = None
         self._trouble: str | None = None
+        self._refusing = False  # trouble is that the journal is as large as it may be: only new tasks can't be written
         self._listeners: list[Callable[[str | None], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -102,8 +103,12 @@ class BatchedJournal(ABC):
         """Writes a batch in one transaction; JournalError where nothing of it was written."""
 
     @abstractmethod
-    async def _tend(self) -> None:
-        """Renews the lease where it is needed, and prunes a little; JournalError where nothing can be written."""
+    async def _tend(self) -> bool:
+        """Renews the lease where it is needed, and prunes; whether there is room for new tasks.
+
+        Raises:
+            JournalError: nothing can be written.
+        """
 
     @abstractmethod
     async def _leave(self) -> None:
@@ -218,11 +223,11 @@ class BatchedJournal(ABC):
                     await asyncio.sleep(_GATHER_S)
                 batch = self._batches.popleft()
                 together = len(batch.accepts) + len(batch.answers)
-                if not await self._write_down(batch) and not self._closed and not self._batches_waited_for():
+                if not await self._write_down(batch) and not self._is_waited_for():
                     break  # what is kept waits for the next write, or for the lease's
 
-    def _batches_waited_for(self) -> bool:
-        return any(batch.accepts or batch.answers for batch in self._batches)
+    def _is_waited_for(self) -> bool:
+        return self._closed or any(batch.accepts or batch.answers for batch in self._batches)
 
     async def _write_down(self, batch: Batch) -> bool:
         try:
@@ -249,8 +254,6 @@ class BatchedJournal(ABC):
             self._refusing = refused is not None
             self._set_trouble(refused)
         return True
-
-    _refusing = False  # trouble is that the journal is as large as it may be: what shrinks it can still be written
 
     def _refuse(self, batch: Batch, why: str) -> None:
         for _, accepted in batch.accepts.values():
@@ -279,13 +282,14 @@ class BatchedJournal(ABC):
         while True:
             await asyncio.sleep(self.lease_ms / 3000)
             try:
-                await self._tend()
+                room = await self._tend()
             except JournalError as error:
                 self._set_trouble(str(error))
             except Exception:
                 _log.exception("tending the journal failed")
             else:
-                if not self._refusing:
+                if room or not self._refusing:
+                    self._refusing = False
                     self._set_trouble(None)
                 if self._batches:
                     self._news.set()

@@ -34,7 +34,7 @@ class PostgresJournal(BatchedJournal):
     def __init__(self, url: str, work: Work) -> None:
         super().__init__(work.owner, work.limits, work.lease_ms / 1000)
         self._url, self._do = url, work
-        self._name = _describe(url)
+        self.name = _describe(url)
         self._db: Connection | None = None
         self._turn = asyncio.Lock()
         self._failed: tuple[float, str] = (-_PAUSE_S, "")
@@ -54,14 +54,15 @@ class PostgresJournal(BatchedJournal):
 
         Args:
             url: `postgresql://user:password@host:port/database`.
-            owner: `<name>/<epoch>` of the agent that writes.
+            owner: `<name>/<epoch>` of the agent that writes; empty to prune what is there, without a lease.
             lease_s: after so many seconds without a sign of life others may take its tasks over.
 
         Raises:
             ConfigError: the server can't be reached or does not let us, or the tables are a newer version's.
         """
         journal = cls(url, Work(owner, limits, round(1000 * lease_s)))
-        await journal._prepare(journal._do.migrate, *([journal._do.renew] if owner else []), journal._do.measure)
+        begin = [journal._do.migrate, journal._do.renew] if owner else [journal._check]
+        await journal._prepare(*begin, journal._do.measure)
         journal._start()
         return journal
 
@@ -73,7 +74,7 @@ class PostgresJournal(BatchedJournal):
             ConfigError: the server can't be reached, does not let us, or has no journal of this version.
         """
         journal = cls(url, Work("", Limits(), 3000))
-        await journal._prepare(journal._check)
+        await journal._prepare(journal._check, journal._only_read)
         return journal
 
     async def _prepare(self, *steps: Callable[[Connection], Awaitable[None]]) -> None:
@@ -83,7 +84,7 @@ class PostgresJournal(BatchedJournal):
         except BaseException as error:
             await self._close()
             if isinstance(error, ConfigError):
-                raise ConfigError(f"the journal {self._name} {error}") from None
+                raise ConfigError(f"the journal {self.name} {error}") from None
             if isinstance(error, JournalError):
                 raise ConfigError(str(error)) from None
             raise
@@ -92,6 +93,8 @@ class PostgresJournal(BatchedJournal):
         version = await self._do.version(db)
         if version != VERSION:
             raise ConfigError(f"has version {version}, this program reads {VERSION}" if version else "is empty")
+
+    async def _only_read(self, db: Connection) -> None:
         await db.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
     def now_ms(self) -> int:
@@ -100,9 +103,9 @@ class PostgresJournal(BatchedJournal):
 
     # Tasks of the dead
 
-    async def claim(self, gone: Collection[str] = ()) -> list[Task]:
+    async def claim(self, gone: Collection[str] = (), services: Collection[str] | None = None) -> list[Task]:
         """Takes over what nobody works on; oldest first, with request and reply."""
-        claiming = self._begin(self._transact(self._do.claim, frozenset(gone)))
+        claiming = self._begin(self._transact(self._do.claim, frozenset(gone), services))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -155,13 +158,14 @@ class PostgresJournal(BatchedJournal):
     async def _write(self, batch: Batch) -> Written:
         return await self._transact(self._do.write, batch)
 
-    async def _tend(self) -> None:
+    async def _tend(self) -> bool:
         await self._transact(self._read_clock)
         if self._trouble is not None or await self._transact(self._do.has_work):
             await self._transact(self._do.renew)
         more = True
         while more and not self._closed:
             more = await self._transact(self._do.tidy)
+        return self._do.room > 0
 
     async def _leave(self) -> None:
         if self.owner:
@@ -185,9 +189,7 @@ class PostgresJournal(BatchedJournal):
                     self._doubtful.update(self._do.taken)
                     await self._close()
                 said = "it does not answer" if isinstance(error, TimeoutError) else _line(error)
-                self._failed = (time.monotonic(), said)
-                self._do.renewed_s = -math.inf  # it may have been a part of it
-                raise JournalError(f"the journal {self._name} can't be used: {said}") from None
+                raise JournalError(f"the journal {self.name} can't be used: {said}") from None
             finally:
                 self._do.taken = []
 
@@ -197,8 +199,9 @@ class PostgresJournal(BatchedJournal):
             try:
                 async with db.transaction():
                     return await work(db, *arguments)
-            except (DeadlockDetected, SerializationFailure):
-                if not left:
+            except BaseException as error:
+                self._do.renewed_s = -math.inf  # it may have been a part of it
+                if not left or not isinstance(error, DeadlockDetected | SerializationFailure):
                     raise
         raise AssertionError
 
@@ -208,7 +211,13 @@ class PostgresJournal(BatchedJournal):
         since, said = self._failed
         if time.monotonic() - since < _PAUSE_S:
             raise psycopg.OperationalError(said)
-        db = await psycopg.AsyncConnection.connect(self._url, autocommit=True, connect_timeout=3, tcp_user_timeout=5000)
+        try:
+            db = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, connect_timeout=3, tcp_user_timeout=round(1000 * _PATIENCE_S)
+            )
+        except psycopg.Error as error:
+            self._failed = (time.monotonic(), str(error))
+            raise
         self._db = db
         await self._read_clock(db)
         if self._doubtful:

@@ -166,7 +166,7 @@ class Work:
         query = "SELECT EXISTS (SELECT 1 FROM mqttcollab.tasks WHERE owner = %s AND state != 'done')"
         return bool(await _value(db, query, self.owner))
 
-    async def claim(self, db: Connection, gone: Collection[str]) -> list[Task]:
+    async def claim(self, db: Connection, gone: Collection[str], services: Collection[str] | None) -> list[Task]:
         """Takes over what dead owners have; what another is just taking over is left to it."""
         await self.renew(db)
         # A clock that was set back would keep the dead alive, and give tasks more time than they had.
@@ -178,13 +178,14 @@ class Work:
             return []
         query = f"""
             WITH taken AS (
-                SELECT id FROM mqttcollab.tasks WHERE owner = ANY(%s) AND state != 'done' FOR UPDATE SKIP LOCKED
+                SELECT id FROM mqttcollab.tasks WHERE owner = ANY(%s) AND state != 'done'
+                    AND (%s OR service = ANY(%s)) FOR UPDATE SKIP LOCKED
             )
             UPDATE mqttcollab.tasks SET owner = %s, takeovers = takeovers + 1,
                 deadline_ms = least(deadline_ms, {NOW} + deadline_ms - accepted_ms),
                 accepted_ms = least(accepted_ms, {NOW})
             WHERE id IN (SELECT id FROM taken) RETURNING id, {WHOLE}"""
-        rows = await _rows(db, query, dead, self.owner)
+        rows = await _rows(db, query, dead, services is None, list(services or ()), self.owner)
         self.taken = [row[1] for row in rows]
         await db.execute("DELETE FROM mqttcollab.owners WHERE owner = ANY(%s)", (dead,))
         now = await self.now_ms(db)
@@ -230,8 +231,12 @@ class Work:
 
     async def tidy(self, db: Connection) -> bool:
         """Prunes a little of what is too old or too much; True if there is more of it."""
-        now = await _value(db, f"SELECT {NOW}")
-        old = await self.prune_oldest(db, now - round(1000 * self.limits.keep_s), now, _PRUNED)
+        now = await self.now_ms(db)
+        past = now - round(1000 * self.limits.keep_s)
+        # Nobody came for them.
+        query = "UPDATE mqttcollab.tasks SET state = 'done', ended_ms = %s, outcome = 'deadline_exceeded'"
+        await db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < %s".encode(), (now, past))
+        old = await self.prune_oldest(db, past, now, _PRUNED)
         if self.room <= 0:
             old += await self.prune_oldest(db, now, now, _PRUNED)
             await self.measure(db)

@@ -27,6 +27,11 @@ def wall_clock_ms() -> int:
 
 
 class _Thread(aiosqlite.Connection):
+    def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__(lambda: db, 64)
+        thread: Any = getattr(self, "_thread", self)  # before 0.22 the connection was the thread
+        thread.daemon = True  # a process that dies without closing must not hang
+
     async def run(self, work: Callable[..., _R], *arguments: Any) -> _R:
         """Calls `work` with the connection in its thread: a whole transaction, which nothing can come between."""
         result: _R = await self._execute(work, self._conn, *arguments)  # type: ignore[no-untyped-call]
@@ -43,6 +48,7 @@ class SqliteJournal(BatchedJournal):
 
     def __init__(self, db: _Thread, path: Path, work: Work) -> None:
         super().__init__(work.owner, work.limits, work.lease_ms / 1000)
+        self.name = str(path)
         self._db, self._path, self._do = db, path, work
         self._file: tuple[int, int] | None = None
 
@@ -59,7 +65,7 @@ class SqliteJournal(BatchedJournal):
         """Opens the file, or makes it.
 
         Args:
-            owner: `<name>/<epoch>` of the agent that writes.
+            owner: `<name>/<epoch>` of the agent that writes; empty to prune what is there, without a lease.
             lease_s: after so many seconds without a sign of life others may take its tasks over.
             now_ms: the clock, in milliseconds.
 
@@ -90,8 +96,10 @@ class SqliteJournal(BatchedJournal):
 
     @classmethod
     async def _open(cls, path: Path, connect: Callable[[Path], sqlite3.Connection], work: Work) -> Self:
+        if not work.owner and not await asyncio.to_thread(path.exists):
+            raise ConfigError(f"there is no journal {path}: is this the right path?")
         first = await asyncio.to_thread(connect, path)  # aiosqlite's thread may outlive the loop where it can't connect
-        db = _Thread(lambda: first, 64)
+        db = _Thread(first)
         await db
         return cls(db, path, work)
 
@@ -101,9 +109,9 @@ class SqliteJournal(BatchedJournal):
 
     # Tasks of the dead
 
-    async def claim(self, gone: Collection[str] = ()) -> list[Task]:
+    async def claim(self, gone: Collection[str] = (), services: Collection[str] | None = None) -> list[Task]:
         """Takes over what nobody works on; oldest first, with request and reply."""
-        claiming = self._begin(self._transact(self._do.claim, frozenset(gone)))
+        claiming = self._begin(self._transact(self._do.claim, frozenset(gone), services))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -156,12 +164,13 @@ class SqliteJournal(BatchedJournal):
     async def _write(self, batch: Batch) -> Written:
         return await self._transact(self._do.write, batch)
 
-    async def _tend(self) -> None:
+    async def _tend(self) -> bool:
         if self._trouble is not None or await self._run(self._do.has_work):
             await self._transact(self._do.renew)
         more = True
         while more and not self._closed:
             more = await self._transact(self._do.tidy)
+        return await self._run(self._do.used) <= self.limits.most_bytes
 
     async def _leave(self) -> None:
         if self.owner:

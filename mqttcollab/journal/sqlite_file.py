@@ -52,8 +52,6 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     """
     db = None
     try:
-        if not path.exists():
-            raise ConfigError(f"there is no journal {path}: is this the right path?")
         db = _connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         version = _check(db, path)
         if version < VERSION:

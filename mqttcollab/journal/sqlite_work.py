@@ -142,7 +142,7 @@ class Work:
         query = "SELECT EXISTS (SELECT 1 FROM tasks WHERE owner = ? AND state != 'done')"
         return bool(db.execute(query, (self.owner,)).fetchone()[0])
 
-    def claim(self, db: sqlite3.Connection, gone: Collection[str]) -> list[Task]:
+    def claim(self, db: sqlite3.Connection, gone: Collection[str], services: Collection[str] | None) -> list[Task]:
         """Takes over what dead owners have."""
         now = self.now_ms()
         self.renew(db)
@@ -152,15 +152,16 @@ class Work:
         owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM tasks WHERE state != 'done'")]
         dead = [owner for owner in owners if is_dead(owner, self.owner, living)]
         keys: list[tuple[int, int, str]] = []
+        only = "" if services is None else f" AND service IN ({', '.join('?' * len(services))})"
         for owner in dead:
-            where = "owner = ? AND state != 'done'"
+            where, values = f"owner = ? AND state != 'done'{only}", (owner, *(services or ()))
             db.execute(
                 f"UPDATE tasks SET deadline_ms = deadline_ms - accepted_ms + ?, accepted_ms = ?"
                 f" WHERE {where} AND accepted_ms > ?",
-                (now, now, owner, now),
+                (now, now, *values, now),
             )
-            keys += db.execute(f"SELECT accepted_ms, id, key FROM tasks WHERE {where}", (owner,))
-            db.execute(f"UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE {where}", (self.owner, owner))
+            keys += db.execute(f"SELECT accepted_ms, id, key FROM tasks WHERE {where}", values)
+            db.execute(f"UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE {where}", (self.owner, *values))
             db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
         db.execute("DELETE FROM owners WHERE until_ms <= ?", (now,))
         query = f"SELECT {WHOLE} FROM tasks WHERE key = ?"
@@ -182,11 +183,12 @@ class Work:
 
     def _room(self, db: sqlite3.Connection, now: int, wanted: int) -> bool:
         """Whether new tasks may be written, once the oldest ended ones have gone where that is needed."""
-        if self._used(db) <= self.limits.most_bytes:
+        if self.used(db) <= self.limits.most_bytes:
             return True
-        return self.prune_oldest(db, now, now, _PRUNED + 2 * wanted) > 0 or self._used(db) <= self.limits.most_bytes
+        return self.prune_oldest(db, now, now, _PRUNED + 2 * wanted) > 0 or self.used(db) <= self.limits.most_bytes
 
-    def _used(self, db: sqlite3.Connection) -> int:
+    def used(self, db: sqlite3.Connection) -> int:
+        """Bytes of the file that hold something."""
         pages, free, size = (
             int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
         )
@@ -195,8 +197,12 @@ class Work:
     def tidy(self, db: sqlite3.Connection) -> bool:
         """Prunes a little of what is too old or too much; True if there is more of it."""
         now = self.now_ms()
-        old = self.prune_oldest(db, now - round(1000 * self.limits.keep_s), now, _PRUNED)
-        if self._used(db) > self.limits.most_bytes:
+        past = now - round(1000 * self.limits.keep_s)
+        # Nobody came for them.
+        query = "UPDATE tasks SET state = 'done', ended_ms = ?, outcome = 'deadline_exceeded'"
+        db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < ?", (now, past))
+        old = self.prune_oldest(db, past, now, _PRUNED)
+        if self.used(db) > self.limits.most_bytes:
             old += self.prune_oldest(db, now, now, _PRUNED)
         return old >= _PRUNED
 

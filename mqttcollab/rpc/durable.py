@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from mqttcollab.errors import JournalError
+from mqttcollab.errors import JournalError, MessageError
 from mqttcollab.journal import Entry, Journal, Task
 
 _log = logging.getLogger(__name__)
-
-# How long a requester is asked to wait where a request can't be written down, in milliseconds.
-RETRY_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,19 @@ class TakeOver:
 
     Args:
         journal: claimed from at once, whenever `owner_gone` is called, and every `pause_s` seconds.
+        services: that are durable here.
         resume: takes a task with its history.
     """
 
-    def __init__(self, journal: Journal, resume: Callable[[Task, Sequence[Entry]], None], pause_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        services: Collection[str],
+        resume: Callable[[Task, Sequence[Entry]], None],
+        pause_s: float = 1.0,
+    ) -> None:
         self._journal = journal
+        self._services = services
         self._resume = resume
         self._pause_s = pause_s
         self._gone: set[str] = set()
@@ -68,12 +73,19 @@ class TakeOver:
             gone, self._gone = self._gone, set()
             self._news.clear()
             try:
-                for task in await self._journal.claim(gone):
-                    found = await self._journal.task(task.key)
-                    self._resume(task, () if found is None else found[1])
+                for task in await self._journal.claim(gone, self._services):
+                    await self._go_on(task)
             except JournalError as error:
                 self._gone |= gone
                 _log.warning("nothing can be taken over: %s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s):
                     await self._news.wait()
+
+    async def _go_on(self, task: Task) -> None:
+        found = await self._journal.task(task.key)
+        try:
+            self._resume(task, () if found is None else found[1])
+        except MessageError as error:  # of another version of ours, or damaged: nobody can answer it
+            _log.error("the task %s can't be resumed: %s", task.key, error)
+            await self._journal.answer(task.key, None, "internal")

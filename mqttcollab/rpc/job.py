@@ -33,6 +33,11 @@ class ServiceStats:
     seconds: float = 0.5  # moving average of a request's run time; half a second until the first is done
     tokens_per_s: float | None = None  # of the last answer of a language model, reading the prompt included
 
+    def took(self, seconds: float) -> None:
+        """A request has run for so long."""
+        ended = self.completed + self.failed
+        self.seconds += (seconds - self.seconds) * max(0.2, 1 / (ended + 1))
+
     def retry_after_ms(self) -> int:
         """When a slot may be free again, in milliseconds."""
         return max(1, round(1000 * self.seconds * (self.queued + 1) / self.slots))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
@@ -12,22 +13,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode, decode_map, encode
-from mqttcollab.errors import JournalError, MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
-from mqttcollab.journal import Entry, Journal, NewTask, Task
+from mqttcollab.errors import MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
+from mqttcollab.journal import Entry, Journal, Task
 from mqttcollab.messages import MAX_HOPS, Reply, Request, Timing
 from mqttcollab.places import Places
 from mqttcollab.rpc.answered import Answered, Key
-from mqttcollab.rpc.durable import RETRY_MS, TaskLog, current_log
+from mqttcollab.rpc.durable import TaskLog, current_log
 from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats, error_reply, read_request
+from mqttcollab.rpc.keeper import Keeper, journal_key
 from mqttcollab.rpc.outbox import Outbox
 from mqttcollab.rpc.trace import current_request
-from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, request_topic
+from mqttcollab.topics import anycast_filter, cancel_topic, parse, parse_reply_topic, request_topic
 from mqttcollab.transport.base import Transport, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
 
-# Ids that were cancelled and are not known, kept for tasks that are about to be resumed.
+# Publishes that wait for the broker, from which on a refusal goes out at QoS 0. For an acknowledgement it would wait
+# behind the flood itself, and Mosquitto (issue 2301) sends more of that than the receive maximum allows.
+_MANY_UNSENT = 256
+
+# Ids that were cancelled and are not known.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
+# How often a task may pass from owner to owner, or to the next life of one that it killed.
+_MOST_LIVES = 10
 
 
 @dataclass(slots=True)
@@ -52,12 +60,14 @@ class Responder:
     _answered: Answered = field(default_factory=Answered)
     _cancelled: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _out: Outbox = field(init=False)
+    _keeper: Keeper = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
     _warned: float = 0.0
 
     def __post_init__(self) -> None:
         self._out = Outbox(self.transport, self.name, self.limit)
+        self._keeper = Keeper(self._out)
 
     async def serve(
         self,
@@ -101,29 +111,41 @@ class Responder:
             job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
+        await self._keeper.stop()
 
     # Taking requests
 
     def resume(self, task: Task, history: Sequence[Entry] = ()) -> None:
-        """Goes on with a task that the journal gave this agent: works on it, or sends what is its end already."""
+        """Goes on with a task that the journal gave this agent: works on it, or sends what is its end already.
+
+        Raises:
+            MessageError: what is in the journal is no request.
+        """
         request = decode(Request, task.request, limit=len(task.request))
         now = asyncio.get_running_loop().time()
         job = Job(request, now + task.left_ms / 1000, content_type_of(task.request), now)
-        service = self.services.get(task.service)
-        if job.key in self._jobs or service is None or service.journal is None:
+        service = self.services[task.service]
+        assert service.journal is not None
+        if job.key in self._jobs:
             return
-        job.log = TaskLog(service.journal, task.key, history)
+        log = job.log = TaskLog(service.journal, task.key, history)
         if task.state != "open":
             if task.reply is not None:
-                self._spawn(self._send_written(job, task.reply))
-        elif task.left_ms > 0:
-            job.log.note("resumed", {"left_ms": task.left_ms})
+                self._spawn(self._keeper.send(job, log, task.reply))
+        elif task.left_ms <= 0:
+            late = f"@{self.name} came to it past its ttl, since who had it was stopped or killed"
+            self._give_up(service, job, RequestError("deadline_exceeded", late))
+        elif task.takeovers > _MOST_LIVES:
+            text = f"it was begun {task.takeovers} times, and whoever worked on it was stopped or killed each time"
+            self._give_up(service, job, RequestError("internal", text))
+        else:
+            log.note("resumed", {"left_ms": task.left_ms})
             job.cancelled = request.id in self._cancelled
             self._start(service, job)
-        else:
-            late = RequestError("deadline_exceeded", f"@{self.name} was not running, and came back past the ttl")
-            self._jobs[job.key] = job
-            self._spawn(self._end(service, job, error_reply(request.id, late)))
+
+    def _give_up(self, service: ServedService, job: Job, error: RequestError) -> None:
+        self._jobs[job.key] = job
+        self._spawn(self._end(service, job, error_reply(job.request.id, error)))
 
     def _on_request(self, service: ServedService, message: TransportMessage) -> Work | None:
         if message.retain:
@@ -144,12 +166,29 @@ class Responder:
         job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
         refusal = self._refusal(service, request)
         if refusal is not None:
-            return self._publish(self._out.message(job, error_reply(request.id, refusal)))
+            answer = self._out.message(job, error_reply(request.id, refusal))
+            if self.transport.unsent >= _MANY_UNSENT:
+                answer = dataclasses.replace(answer, qos=0)
+            return self._publish(answer)
         if service.journal is not None:
-            job.log = TaskLog(service.journal, _journal_key(request))
+            job.log = TaskLog(service.journal, journal_key(request))
             job.taken = asyncio.get_running_loop().create_future()
         self._start(service, job)
         return job.taken
+
+    def refuse_stray(self, message: TransportMessage) -> Work | None:
+        """Answers a request to a service that this agent offered in a life before; other messages are passed over."""
+        try:
+            topic = parse(message.topic)
+            if topic.kind not in ("request", "anycast"):
+                return None
+            request = read_request(message, self.limit)
+        except (MessageError, TopicError):
+            return None
+        now = asyncio.get_running_loop().time()
+        job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
+        gone = RequestError("no_capability", f"@{self.name} offers {topic.service} no more")
+        return self._publish(self._out.message(job, error_reply(request.id, gone)))
 
     def _start(self, service: ServedService, job: Job) -> None:
         self._jobs[job.key] = job
@@ -172,7 +211,7 @@ class Responder:
         room = 0 if request.max_wait_ms == 0 else service.queue_size
         if stats.queued + stats.running >= room + stats.slots:
             return self._busy(stats)
-        return None
+        return service.places.refusal()
 
     def _busy(self, stats: ServiceStats) -> RequestError:
         text = f"@{self.name} has {stats.running} requests running and {stats.queued} waiting"
@@ -208,16 +247,22 @@ class Responder:
         for job in found:
             job.cancel()
         if not found and any(service.journal is not None for service in self.services.values()):
-            self._cancelled[request_id[:_LONGEST_ID]] = None
-            if len(self._cancelled) > _KEPT_CANCELS:
-                self._cancelled.popitem(last=False)
+            self._remember_cancel(request_id)
+
+    def _remember_cancel(self, request_id: str) -> None:
+        """For a task that is about to be resumed."""
+        self._cancelled[request_id[:_LONGEST_ID]] = None
+        if len(self._cancelled) > _KEPT_CANCELS:
+            self._cancelled.popitem(last=False)
 
     # Answering them
 
     async def _run(self, service: ServedService, job: Job) -> None:
         reply: Reply | None = None
+        taken: bool | tuple[Task, Sequence[Entry]] = False
         try:
-            if job.taken is not None and not await self._take(service, job, job.taken):
+            taken = await self._keeper.take(service.name, job)
+            if taken is not True:
                 return
             job.begun = True
             current_request.set(job.request)
@@ -237,28 +282,11 @@ class Responder:
             if not job.begun:
                 service.stats.queued -= 1
                 del self._jobs[job.key]
+                if job.cancelled:
+                    self._remember_cancel(job.request.id)
+                if isinstance(taken, tuple):
+                    self.resume(*taken)
         await self._end(service, job, reply)
-
-    async def _take(self, service: ServedService, job: Job, taken: asyncio.Future[None]) -> bool:
-        """Writes a request down, so that the broker need not hold it; False if it is not to be worked on here."""
-        log, request = job.log, job.request
-        assert log is not None
-        task = NewTask(log.key, service.name, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
-        try:
-            accepted = await log.journal.accept(task)
-            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
-                job.log = TaskLog(log.journal, log.key, found[1])
-        except JournalError as error:
-            text = f"@{self.name} can't write the request down: {error}"
-            failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            await self._publish(self._out.message(job, error_reply(request.id, failure)))
-            return False
-        finally:
-            if not taken.done():  # its connection may be gone
-                taken.set_result(None)
-        if accepted.reply is not None:
-            await self._send_written(job, accepted.reply)
-        return accepted.state == "mine"
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
         """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
@@ -316,7 +344,7 @@ class Responder:
             text = f"the handler of {service.name} failed: {type(error).__name__}"
             reply = error_reply(job.request.id, RequestError("internal", text))
         ended = asyncio.get_running_loop().time()
-        service.stats.seconds += 0.2 * (ended - started - service.stats.seconds)
+        service.stats.took(ended - started)
         if reply.usage is not None and reply.usage.completion_tokens:
             service.stats.tokens_per_s = round(reply.usage.completion_tokens / max(1e-6, ended - started), 1)
         reply.timing = Timing(
@@ -333,7 +361,7 @@ class Responder:
         if reply is not None:
             message, code = self._out.seal(service.name, job, reply)
         try:
-            ours = job.log is None or await self._write_end(job.log, message, code)
+            ours = job.log is None or await self._keeper.end(job.log, message, code)
         finally:
             del self._jobs[job.key]
             if not job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
@@ -346,24 +374,5 @@ class Responder:
         if message is not None and ours and await self._out.publish(message) and job.log is not None:
             job.log.journal.sent(job.log.key)
 
-    async def _write_end(self, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
-        """Whether the end is ours to tell."""
-        try:
-            return await log.journal.answer(log.key, None if message is None else message.payload, code)
-        except JournalError as error:  # who asked shall have the answer all the same
-            _log.error("the end of %s was not written down: %s", log.key, error)
-            return True
-
-    async def _send_written(self, job: Job, payload: bytes) -> None:
-        """Sends a last reply that the journal has kept."""
-        if await self._out.publish(self._out.sealed(job, payload)) and job.log is not None:
-            job.log.journal.sent(job.log.key)
-
     async def _publish(self, message: TransportMessage) -> None:
         await self._out.publish(message)
-
-
-def _journal_key(request: Request) -> str:
-    """The reply topic, whose last level is the id, unless somebody's MQTT 5 properties say otherwise."""
-    own = request.reply_to.endswith(f"/{request.id}")
-    return request.reply_to if own else f"{request.reply_to}#{request.id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -251,6 +252,8 @@ class ChildEngine:
                 if text := line.decode("utf-8", "replace").strip():
                     self._words.append(text)
                     _log.debug("%s: %s", self._model, text)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_REAP_S)  # it closes its pipes a moment before it has ended
         self.on_end()
 
     def _fate(self) -> str:

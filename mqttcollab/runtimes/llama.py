@@ -19,7 +19,7 @@ from mqttcollab.runtimes.base import (
     GenerationParameters,
 )
 from mqttcollab.runtimes.decoder import DecoderOptions, Done
-from mqttcollab.runtimes.engine import ChildEngine, LocalEngine
+from mqttcollab.runtimes.engine import ChildEngine, Engine, LocalEngine
 from mqttcollab.runtimes.gguf import check_gguf, describe_gguf, llama_cpp_module, open_gguf
 from mqttcollab.runtimes.worker import Job, Worker
 
@@ -81,8 +81,10 @@ class LlamaRuntime:
         self.model = model or self.path.stem
         self.queue_size = queue_size
         options = DecoderOptions(context_length, threads, gpu_layers, reuse_prompts)
-        local, child = LocalEngine(self.path, options), ChildEngine(self.path, self.model, options, stall_s)
-        self._worker = Worker(local if in_process else child, self.model)
+        engine: Engine = ChildEngine(self.path, self.model, options, stall_s)
+        if in_process:
+            engine = LocalEngine(self.path, options)
+        self._worker = Worker(engine, self.model)
         # At exit the worker must have left llama.cpp before its library is torn down.
         weakref.finalize(self, self._worker.stop_and_join)
 

@@ -217,11 +217,13 @@ class Worker:
         if trouble is not None:
             _log.warning("%s", trouble)
         for loop, listener in self._listeners:
-            if loop is None:
-                listener(trouble)
-                continue
-            with contextlib.suppress(RuntimeError):  # that loop is closed
-                loop.call_soon_threadsafe(listener, trouble)
+            try:
+                if loop is None:
+                    listener(trouble)
+                elif not loop.is_closed():
+                    loop.call_soon_threadsafe(listener, trouble)
+            except Exception:  # of a listener, or that loop is closed just now
+                _log.exception("a listener of model %s failed", self._model)
 
     def _answer(self, job: Job, messages: Sequence[ChatMessage]) -> None:
         def wanted() -> bool:

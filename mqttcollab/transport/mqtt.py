@@ -68,7 +68,7 @@ class MqttTransport:
         self._drained = asyncio.Event()
         self._held_back = 0
         self._publishing: dict[int, asyncio.Future[int]] = {}
-        self._strays = Strays(lambda topic: self._session.link.unsubscribe([topic]))
+        self._strays = Strays(lambda filters: self._session.link.unsubscribe(filters))
         self._acks = OrderedAcks(lambda mid: self._session.link.acknowledge(mid), self.options.ack_limit_s)
         self._tasks: set[asyncio.Future[Any]] = set()
 

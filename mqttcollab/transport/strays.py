@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
+from mqttcollab.errors import TopicError
+from mqttcollab.topics import anycast_filter
 from mqttcollab.transport.base import Handler, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
@@ -13,18 +16,18 @@ _MOST_TOPICS = 64
 
 
 class Strays:
-    """Notes each topic of theirs once, and ends the subscription to exactly that topic.
+    """Notes each topic of theirs once, and ends the subscription to exactly that topic, or its anycast.
 
     A wildcard can't be told from the message; it goes with the session, at the next clean stop or by its expiry.
 
     Args:
-        unsubscribe: ends the subscription to a filter, if there is one.
+        unsubscribe: ends the subscriptions to these filters, if there are such.
 
     Attributes:
         handler: gets every such message; None where nobody wants even those.
     """
 
-    def __init__(self, unsubscribe: Callable[[str], None]) -> None:
+    def __init__(self, unsubscribe: Callable[[list[str]], None]) -> None:
         self.handler: Handler | None = None
         self._unsubscribe = unsubscribe
         self._topics: set[str] = set()
@@ -35,5 +38,13 @@ class Strays:
         if topic not in self._topics and len(self._topics) < _MOST_TOPICS:
             self._topics.add(topic)
             _log.info("nobody wants a message on %s: it may come from a subscription of a life before", topic)
-            self._unsubscribe(topic)
+            self._unsubscribe(_filters(topic))
         return None if self.handler is None else self.handler(message)
+
+
+def _filters(topic: str) -> list[str]:
+    service, _, leaf = topic.rpartition("/")
+    if leaf == "request":
+        with contextlib.suppress(TopicError):  # a request to one agent
+            return [topic, anycast_filter(service)]
+    return [topic]
