@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from mqttcollab.codec import CBOR, JSON, ContentType, VectorType, decode, decode_any, decode_map, encode
 from mqttcollab.errors import MessageError, RequestError, TooLarge, TopicError, UnsupportedVersion
 from mqttcollab.messages import (
+    MAX_INTEGER,
     MAX_TTL_MS,
     MESSAGE_TYPES,
     ContextItem,
@@ -66,7 +67,7 @@ ID = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", fullmatch=True)
 SERVICE = st.builds("{}/{}".format, st.sampled_from(["data.gpt", "knowledge.gpt/a", "computation.gpt"]), LABEL)
 TEXT = st.text(max_size=20)
 MAYBE_TEXT = st.none() | TEXT
-COUNT = st.integers(0, 2**53)
+COUNT = st.integers(0, MAX_INTEGER)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SHARE = st.floats(0, 1)
 PLAIN = st.recursive(

@@ -150,10 +150,13 @@ class Exchange(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(which=NUMBER)
     def give_up(self, which: int) -> None:
-        asked = list(self.asked.values())[which % len(self.asked)]
-        asked.given_up = asked.given_up or not asked.task.done()
+        request_id, asked = list(self.asked.items())[which % len(self.asked)]
+        waited, clear = not asked.task.done(), self.clear
+        asked.given_up = asked.given_up or waited
         asked.task.cancel()
         self.run(self.turns())
+        if waited and clear:
+            assert request_id not in self.working, "the agent goes on with what nobody wants"
 
     # What the agent does
 

@@ -204,13 +204,13 @@ def _plan_seeds() -> list[bytes]:
 
 
 TARGETS: dict[str, Target] = {
-    "messages": Target(one_message, 45, 2048, _message_seeds),
+    "messages": Target(one_message, 47, 2048, _message_seeds),
     "two-forms": Target(two_forms, 20, 512, lambda: [bytes([n]) * 64 for n in range(0, 250, 10)]),
     "topics": Target(one_topic, 10, 256, _topic_seeds),
     "packets": Target(one_packet, 10, 512, seeds.packets),
     "plans": Target(one_plan, 5, 512, _plan_seeds),
-    "rpc": Target(live_rpc, 4, 2048, lambda: [b"\x01\x07" + _sized(p) for p in seeds.PAYLOADS]),
-    "registry": Target(live_registry, 4, 2048, lambda: [bytes([n]) + _sized(p) for n, p in enumerate(seeds.PAYLOADS)]),
+    "rpc": Target(live_rpc, 3, 2048, lambda: [b"\x01\x07" + _sized(p) for p in seeds.PAYLOADS]),
+    "registry": Target(live_registry, 3, 2048, lambda: [bytes([n]) + _sized(p) for n, p in enumerate(seeds.PAYLOADS)]),
     "area": Target(live_area, 2, 2048, lambda: [bytes([n % 2]) + _sized(p) for n, p in enumerate(seeds.PAYLOADS)]),
 }
 
