@@ -123,7 +123,7 @@ class General(Service):
                 written.append(chunk)
                 if chunk.text:
                     yield chunk.text
-        yield await self._answer(request, _joined(written, parameters.max_tokens), parameters, None)
+        yield await self._answer(request, _joined(written), parameters, None)
 
     async def _answer(
         self, request: Request, whole: Generation, parameters: GenerationParameters, usage: Usage | None
@@ -141,7 +141,7 @@ class General(Service):
         return Answer(text=text, confidence=verdict.probability, uncertainty=uncertainty, sources=[source], usage=usage)
 
 
-def _joined(chunks: Sequence[Chunk], max_tokens: int) -> Generation:
+def _joined(chunks: Sequence[Chunk]) -> Generation:
     """The whole that was streamed; nobody counted the prompt's tokens."""
     tokens = [chunk for chunk in chunks if chunk.logprob is not None]
     return Generation(
@@ -149,7 +149,7 @@ def _joined(chunks: Sequence[Chunk], max_tokens: int) -> Generation:
         prompt_tokens=0,
         completion_tokens=len(tokens),
         logprobs=tuple(chunk.logprob for chunk in tokens if chunk.logprob is not None),
-        finish_reason="length" if len(tokens) >= max_tokens else "stop",
+        finish_reason=(chunks[-1].finish_reason if chunks else None) or "stop",
         tokens=tuple(chunk.text for chunk in tokens),
     )
 

@@ -12,13 +12,16 @@ from typing import Any
 from mqttcollab.cms.registry import Registry
 from mqttcollab.declaration import AgentOptions, Declaration
 from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.journal import Journal
 from mqttcollab.life import Life, TransportFactory
 from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
 from mqttcollab.peers import Limits
 from mqttcollab.presence import Presence, typed
 from mqttcollab.service import Service
+from mqttcollab.systemd import Supervised
 from mqttcollab.topics import record_topic
 from mqttcollab.transport.base import Transport
+from mqttcollab.watchdog import end_tasks
 
 __all__ = ["Agent", "AgentOptions", "TransportFactory"]
 
@@ -138,7 +141,7 @@ class Agent(Declaration):
             over.result()
 
     async def serve(self, broker: str | TransportFactory | None = None) -> None:
-        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly.
+        """Runs until it is cancelled or gets SIGINT or SIGTERM; stops cleanly. Tells systemd how it is, if that asks.
 
         Raises:
             DuplicateAgent: another process came up under this name.
@@ -153,7 +156,8 @@ class Agent(Declaration):
             if starting.done():
                 starting.result()
                 _log.info("@%s is online: %s", self.name, ", ".join(self.services) or "no services")
-                await self.presence.until(stop.wait())
+                async with Supervised(self.troubles, lambda: self.transport.online):
+                    await self.presence.until(stop.wait())
         finally:
             for task in (starting, stopping):
                 task.cancel()
@@ -165,10 +169,18 @@ class Agent(Declaration):
     def run(self, broker: str | None = None) -> None:
         """Runs until SIGINT or SIGTERM. An error ends the process with one line and exit code 1."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        problem = asyncio.run(self._serve_and_end(broker))
+        if problem is not None:
+            raise SystemExit(problem)
+
+    async def _serve_and_end(self, broker: str | None) -> str | None:
+        problem = None
         try:
-            asyncio.run(self.serve(broker))
+            await self.serve(broker)
         except MqttCollabError as error:
-            raise SystemExit(f"@{self.name}: {error}") from None
+            problem = f"@{self.name}: {error}"
+        await end_tasks(problem)
+        return problem
 
     async def sleep(self) -> None:
         """Says `sleeping`: the records stay, and requests wait at the broker up to their ttl."""
@@ -182,6 +194,11 @@ class Agent(Declaration):
     def transport(self) -> Transport:
         """The connection to the broker."""
         return self._running().transport
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where durable services write their requests down; None without one."""
+        return self._running().journal
 
     @property
     def presence(self) -> Presence:

@@ -21,6 +21,8 @@ MAX_EXAMPLES = 256
 MAX_DIMENSION = 4096
 MAX_STEPS = 16
 MAX_STEP_TEXT = 4000
+MAX_INTEGER = 2**53 - 1  # what every JSON parser keeps exactly, and every sum of ours can bear
+MAX_NESTING = 24  # of a free map; with the maps around it less than the decoder of CBOR takes
 
 
 def check_reply_topic(topic: str) -> str:
@@ -30,24 +32,37 @@ def check_reply_topic(topic: str) -> str:
 
 
 def check_plain(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns a map that JSON can hold, else raises ValueError: no NaN, no bytes, no CBOR tags, no keys but text."""
-    for key, value in content.items():
-        if not isinstance(key, str):
-            raise ValueError(f"the key {str(key)[:80]!r} is no text")
-        _check_value(key, value)
+    """Returns a map that JSON and CBOR can hold, else raises ValueError.
+
+    That is: no NaN, no bytes, no CBOR tags, no keys but text, no integer over 64 bits, at most 24 levels.
+    """
+    _check_map(content, 1)
     return content
 
 
-def _check_value(key: str, value: Any) -> None:
-    if value is None or isinstance(value, str | int):
+def _check_map(content: dict[Any, Any], depth: int) -> None:
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"the key {str(key)[:80]!r} is no text")
+        _check_value(key, value, depth)
+
+
+def _check_value(key: str, value: Any, depth: int) -> None:
+    if value is None or isinstance(value, str):
+        return
+    if isinstance(value, int):
+        if not -(2**64) <= value < 2**64:
+            raise ValueError(f"{key[:80]!r} is an integer of more than 64 bits")
         return
     if isinstance(value, float) and math.isfinite(value):
         return
+    if isinstance(value, dict | list | tuple) and depth == MAX_NESTING:
+        raise ValueError(f"{key[:80]!r} is nested more than {MAX_NESTING} levels deep")
     if isinstance(value, dict):
-        check_plain(value)
+        _check_map(value, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_value(key, item)
+            _check_value(key, item, depth + 1)
     else:
         what = value if isinstance(value, float) else type(value).__name__
         raise ValueError(f"{key[:80]!r} is {what}, which JSON can't hold")
@@ -58,7 +73,9 @@ ServiceName = Annotated[str, AfterValidator(check_service)]
 RequestId = Annotated[str, AfterValidator(check_id)]
 ReplyTopic = Annotated[str, AfterValidator(check_reply_topic)]
 Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIMENSION)]
-Count = Annotated[int, Field(ge=0)]
+Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 Plain = Annotated[dict[str, Any], AfterValidator(check_plain)]
 
 
@@ -85,7 +102,7 @@ class Parameters(Part):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=100_000)] | None = None
     stop: list[str] = Field(default_factory=list)  # pydantic would copy a default of [], and slowly
-    seed: int | None = None
+    seed: Integer | None = None
 
 
 class Source(Part):
@@ -96,7 +113,7 @@ class Source(Part):
     document: str | None = None
     observation: str | None = None
     text: str | None = None
-    time_ms: int | None = None
+    time_ms: Integer | None = None
 
 
 class ContextItem(Part):
@@ -177,7 +194,7 @@ class PlanStep(Part):
 
     text: Annotated[str, Field(max_length=MAX_STEP_TEXT)]
     service: ServiceName | None = None
-    after: list[Annotated[int, Field(ge=1)]] = []
+    after: list[Positive] = []
     reason: str | None = None
     gap: Verdict | None = None
     domains: list[Relevance] = []
@@ -201,13 +218,13 @@ class Plan(Part):
 class Step(Part):
     """One subtask of an orchestrated answer, when it has ended; `number` and `after` as in the plan."""
 
-    number: Annotated[int, Field(ge=1)] = 1
+    number: Positive = 1
     text: str | None = None
     service: str
     agent: str | None = None
     status: Literal["ok", "error", "skipped"] = "ok"
     reason: str | None = None
-    after: list[int] = []
+    after: list[Integer] = []
     confidence: float | None = None
     verdict: Verdict | None = None
     start_ms: float | None = None
@@ -240,7 +257,7 @@ class Request(Message):
     may_leave_edge: bool = True
     priority: Annotated[int, Field(ge=0, le=9)] = 4
     plan: Annotated[list[PlanStep], Field(max_length=MAX_STEPS)] | None = None
-    hops: Annotated[int, Field(ge=0)] = 0
+    hops: Count = 0
     traceparent: str | None = None
 
     @property
@@ -299,7 +316,7 @@ class ServiceRecord(Message):
     embedding_model: str | None = None
     dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)] | None = None
     centroid: Vector | None = None
-    concurrency: Annotated[int, Field(ge=1)] = 1
+    concurrency: Positive = 1
     price_usd: Annotated[float, Field(ge=0)] = 0.0
     prompt_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
     completion_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
@@ -355,7 +372,7 @@ class Load(Message):
     thermal: Annotated[float, Field(ge=0)] | None = None
     link: Annotated[float, Field(ge=0, le=1)] | None = None
     heartbeat_s: Annotated[float, Field(gt=0)] | None = None
-    time_ms: int | None = None
+    time_ms: Integer | None = None
 
 
 class Observation(Message):
@@ -369,7 +386,7 @@ class Observation(Message):
     values: dict[str, float] = {}
     units: dict[str, str] = {}
     place: str | None = None
-    time_ms: int | None = None
+    time_ms: Integer | None = None
 
 
 class Embedding(Message):
@@ -384,7 +401,7 @@ class Embedding(Message):
     observation: str | None = None
     text: str | None = None
     place: str | None = None
-    time_ms: int | None = None
+    time_ms: Integer | None = None
 
 
 MESSAGE_TYPES: dict[str, type[Message]] = {

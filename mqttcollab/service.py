@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mqttcollab.errors import ConfigError
 from mqttcollab.messages import Plan, Reply, Request, ServiceRecord, Source, Step, Uncertainty, Usage
+from mqttcollab.places import Places
 from mqttcollab.rpc.job import PartSender, RequestHandler
 from mqttcollab.threads import Threads
 
@@ -65,6 +66,9 @@ class Service(ABC):
         prompt_usd_per_mtok, completion_usd_per_mtok: what a million tokens read and written cost, beside it.
         leaves_edge: what it is asked goes to a cloud.
         accuracy: share of right answers, 0 to 1, where it was measured.
+        durable: where its agent has a journal, a request that it took outlives the process: `handle` is called again
+            with what is left of the ttl, in the next life or by another agent that shares the journal.
+        waiting: what waits for others to be free, for the load report.
     """
 
     name: ClassVar[str]
@@ -77,6 +81,11 @@ class Service(ABC):
     completion_usd_per_mtok: float = 0.0
     leaves_edge: bool = False
     accuracy: ClassVar[float | None] = None
+    durable: ClassVar[bool] = False
+
+    @property
+    def waiting(self) -> int:  # noqa: D102 - see above
+        return 0
 
     @abstractmethod
     def handle(self, request: Request) -> Handled:
@@ -155,24 +164,32 @@ def function_service(handler: HandlerFunction, name: str, **attributes: Any) -> 
     return service
 
 
-def adapt(service: Service, agent: str, ready: asyncio.Event) -> RequestHandler:
-    """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`."""
+def adapt(service: Service, agent: str, ready: asyncio.Event, places: Places) -> RequestHandler:
+    """Turns `handle`, whatever its form, into what the responder calls; requests wait until `ready`.
+
+    Who calls it holds one of `places`, which a thread keeps where nobody waits for its function any more.
+    """
     blocking = not (inspect.iscoroutinefunction(service.handle) or inspect.isasyncgenfunction(service.handle))
     threads = Threads(service.name, service.concurrency) if blocking else None
 
+    async def run(request: Request) -> Handled:
+        if threads is None:
+            return service.handle(request)
+        due = asyncio.get_running_loop().time() + request.ttl_ms / 1000
+        handled: Handled = await threads.run_in(places, due, service.handle, request)
+        return handled
+
     async def handle(request: Request, send_part: PartSender) -> Reply:
         await ready.wait()
-        return _reply(request, await _result(service, request, send_part, threads), agent, service.name)
+        return _reply(request, await _result(service, request, send_part, run), agent, service.name)
 
     return handle
 
 
-async def _result(service: Service, request: Request, send_part: PartSender, threads: Threads | None) -> Result:
-    result: Any
-    if threads is not None:
-        result = await threads.run(service.handle, request)
-    else:
-        result = service.handle(request)
+async def _result(
+    service: Service, request: Request, send_part: PartSender, run: Callable[[Request], Awaitable[Handled]]
+) -> Result:
+    result: Any = await run(request)
     if isinstance(result, AsyncIterator):
         return await _collect(service.name, result, request, send_part)
     if inspect.isawaitable(result):

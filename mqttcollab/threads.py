@@ -5,9 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+from mqttcollab.places import Places
+
+
+@dataclass(eq=False, slots=True)
+class _LeftBehind:
+    """What goes on in a thread after everybody stopped waiting for it."""
+
+    due: float
 
 
 class Threads:
@@ -28,6 +39,15 @@ class Threads:
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls `function(*args)` in a thread, in the caller's context; returns or raises what it does."""
+        return await self.run_in(None, math.inf, function, *args)
+
+    async def run_in(self, places: Places | None, due: float, function: Callable[..., Any], *args: Any) -> Any:
+        """The same for a caller who holds one of `places`: if he is cancelled it is held until the function returns.
+
+        Args:
+            due: the loop time by which it should.
+        """
+        left_behind = _LeftBehind(due)
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
@@ -35,6 +55,8 @@ class Threads:
 
         def finish(result: Any, error: BaseException | None) -> None:
             self._places.release()
+            if places is not None:
+                places.leave(left_behind)
             if done.cancelled():
                 return
             if error is None:
@@ -54,4 +76,9 @@ class Threads:
                 loop.call_soon_threadsafe(finish, result, failure)
 
         threading.Thread(target=work, name=f"handler of {self._name}", daemon=True).start()
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.cancelled() and places is not None:
+                places.keep(left_behind)
+            raise

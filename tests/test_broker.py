@@ -715,7 +715,11 @@ def test_compose_file_names_what_exists() -> None:
         assert done.returncode == 0, done.stderr
         for argument in arguments:
             assert (ROOT / argument).is_file(), f"{argument} is missing"
-    assert "healthcheck" in services["mosquitto"] and "healthcheck" in services["orchestrator"]
+        kind, check = service["healthcheck"]["test"]
+        asked = re.fullmatch(r"mqttcollab health ([a-z0-9-]+) \|\| \[ \$\$\? -eq 1 \]", check)
+        assert kind == "CMD-SHELL" and asked
+        assert asked[1] == "orchestrator" or f'name = "{asked[1]}"' in (ROOT / "devices/fleet.toml").read_text()
+    assert "healthcheck" in services["mosquitto"]
 
 
 def test_dockerfile_copies_what_exists_and_ends_as_nobody_special() -> None:

@@ -144,6 +144,8 @@ def test_how_a_generation_was_written() -> None:
     assert (found.tokens, found.min_logprob, found.first_logprob, found.truncated) == (6, -2.0, -0.1, True)
     assert found.key_logprob == -2.0
     assert found.mean_logprob == pytest.approx(sum(logprobs) / 6, abs=1e-4)
+    looped = uncertainty_of(CAPITAL, Generation("Paris Paris", 9, 2, (-0.5, -0.1), "loop"))
+    assert looped is not None and looped.truncated
     untold = uncertainty_of(CAPITAL, Generation("Paris", 9, 1, (-0.5,)))
     assert untold is not None and untold.key_logprob is None
     assert uncertainty_of(CAPITAL, Generation("Paris", 9, 1)) is None

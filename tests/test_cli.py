@@ -144,6 +144,22 @@ async def test_agents_says_who_is_there(broker: str) -> None:
     assert {service["service"] for service in described["services"]} == {row[2] for row in rows}
 
 
+async def test_agents_says_what_is_wrong(broker: str) -> None:
+    async with sage(broker) as agent, started("agents", "--watch", broker=broker) as command:
+        assert (await command.line("@sage-1")).endswith("\t-")
+        agent.degrade("disk", "the disk\x1b[2J is full")
+        while " degraded " not in (line := await command.line("")):
+            pass
+        assert line.endswith("@sage-1 degraded the disk [2J is full")
+        rows = [line.split("\t") for line in (await run("agents", broker=broker)).out.splitlines()]
+        assert {(row[1], row[-1]) for row in rows} == {("degraded", "the disk [2J is full")}
+        (described,) = json.loads((await run("agents", "--json", broker=broker)).out)
+        assert (described["status"], described["reason"]) == ("degraded", "the disk [2J is full")
+        for columns in (60, 120):
+            shown = " ".join(" ".join(await in_terminal(columns, "agents", broker=broker)).split())
+            assert "the disk [2J is full" in shown and "degraded" in shown
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 async def test_the_agents_are_readable_in_a_terminal_of_any_width(broker: str, columns: int) -> None:
     async with sage(broker):

@@ -16,6 +16,7 @@ from mqttcollab.errors import JournalError
 from mqttcollab.journal import Accepted, Filter, Limits, read_journal
 
 MINE, OTHERS = Accepted("mine"), Accepted("others")
+TAKEN = Accepted("mine", taken=True)
 
 
 postgres = pytest.fixture(scope="module")(postgres_or_skip)
@@ -97,7 +98,7 @@ async def test_a_repeat_of_a_dead_owners_task_takes_it_over(store: Store) -> Non
     journal, other = await store.open("a/1"), await store.open("b/1")
     await journal.accept(new("one"))
     await store.expire("a/1")
-    assert await other.accept(new("one")) == MINE
+    assert await other.accept(new("one")) == TAKEN
     assert not await journal.answer(new("one").key, b"late", "ok")
     assert await other.answer(new("one").key, b"mine", "ok")
     (task,) = await other.tasks()
@@ -196,7 +197,7 @@ async def test_what_is_released_may_be_claimed_at_once(store: Store) -> None:
     await journal.accept(new("one"))
     await journal.release()
     assert not await journal.answer(new("one").key, b"1", "ok")
-    assert await other.accept(new("one")) == MINE
+    assert await other.accept(new("one")) == TAKEN
     await journal.accept(new("two"))
     await journal.release()
     assert [task.id for task in await other.claim()] == ["two"]
@@ -433,3 +434,20 @@ async def test_processes_that_write_at_once_wait_for_each_other(store: Store) ->
         assert [await one.wait(), await two.wait()] == [0, 0]
     journal = await store.open("a/2")
     assert len(await journal.tasks(Filter(state="answered"), most=1000)) == 320
+
+
+async def test_who_shares_a_journal_takes_over_only_what_he_offers(store: Store) -> None:
+    journal, other = await store.open("a/1"), await store.open("b/1")
+    await other.accept(new("one"))
+    assert await journal.claim(["b/1"], ["computation.gpt/else"]) == []
+    (task,) = await journal.claim(["b/1"], ["computation.gpt/else", new("one").service])
+    assert (task.id, task.owner) == ("one", "a/1")
+    assert 0 < task.left_ms <= 30_000
+
+
+async def test_a_task_for_which_nobody_comes_ends_by_itself(store: Store) -> None:
+    journal = await store.open("a/1", limits=Limits(keep_s=0.5), lease_s=0.6)
+    await journal.accept(new("one", ttl_ms=100))
+    async with asyncio.timeout(10):
+        while await journal.tasks():
+            await asyncio.sleep(0.1)

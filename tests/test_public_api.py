@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mqttcollab"
 # design.md, "Architecture": each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "threads"),
+    ("errors", "places", "threads", "trouble"),
     ("topics", "config"),
     ("messages",),
     ("codec", "schema"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("rpc",),
     ("cms",),
     ("runtimes",),
-    ("service", "presence", "declaration", "sensing", "peers", "life", "agent"),
+    ("service", "presence", "declaration", "sensing", "peers", "watchdog", "systemd", "life", "agent"),
     ("cloud",),
     ("classifiers",),
     ("plans",),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mqttcollab.errors import ConfigError, DeadlineExceeded, RequestError, RuntimeFailure
-from mqttcollab.runtimes import ChatMessage, Embedder, GenerationParameters, Runtime
+from mqttcollab.errors import ConfigError, DeadlineExceeded, MqttCollabError, RequestError, RuntimeFailure
+from mqttcollab.runtimes import ChatMessage, Chunk, Embedder, GenerationParameters, Runtime
 from mqttcollab.runtimes.config import default_model_path, load_runtime
 from mqttcollab.runtimes.decoder import TextTail
 from mqttcollab.runtimes.embedders import WordLlamaEmbedder, load_embedder
@@ -22,6 +25,7 @@ from mqttcollab.runtimes.function import FunctionRuntime
 from mqttcollab.runtimes.gguf import check_gguf
 from mqttcollab.runtimes.llama import LlamaRuntime
 from mqttcollab.runtimes.openai import OpenAIRuntime
+from mqttcollab.runtimes.pipe import Ended, Pipe, Silent, pack_error, pack_request, unpack_error, unpack_request
 
 HELLO = [ChatMessage("user", "hello")]
 
@@ -51,6 +55,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         ({"stop": "end"}, "stop is 'end'"),
         ({"stop": ("",)}, "stop is ('',)"),
         ({"seed": -1}, "seed is -1"),
+        ({"loop_tokens": -1}, "loop_tokens is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"schema": {}}, "schema is {}"),
         ({"schema": "object"}, "schema is 'object'"),
@@ -181,8 +186,9 @@ def test_a_file_that_is_no_gguf_is_said_so(tmp_path: Path, content: bytes) -> No
         check_gguf(path)
 
 
-async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: Path) -> None:
-    runtime = LlamaRuntime(tmp_path / "missing.gguf")
+@pytest.mark.parametrize("in_process", [False, True])
+async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: Path, in_process: bool) -> None:
+    runtime = LlamaRuntime(tmp_path / "missing.gguf", in_process=in_process)
     for _ in range(2):
         with pytest.raises(RuntimeFailure, match="does not exist"):
             await runtime.load()
@@ -191,6 +197,7 @@ async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: 
     await runtime.close()
 
 
+@pytest.mark.parametrize("in_process", [False, True])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -201,12 +208,12 @@ async def test_the_runtime_says_what_is_wrong_with_its_file_each_time(tmp_path: 
     ],
 )
 async def test_a_damaged_gguf_gives_llama_cpp_s_reason_in_one_line(
-    tmp_path: Path, content: bytes, reason: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, reason: str, in_process: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
-    runtime = LlamaRuntime(path)
+    runtime = LlamaRuntime(path, in_process=in_process)
     with pytest.raises(RuntimeFailure, match=f"can't open .*{reason}.*damaged") as error:
         await runtime.load()
     await runtime.close()
@@ -227,6 +234,11 @@ def test_a_llama_setting_below_one_is_refused(setting: str) -> None:
         LlamaRuntime("unused.gguf", **{setting: 0})  # type: ignore[arg-type]
 
 
+def test_a_stall_of_no_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stall_s is 0"):
+        LlamaRuntime("unused.gguf", stall_s=0)
+
+
 # --- settings
 
 
@@ -241,6 +253,7 @@ def test_a_llama_setting_below_one_is_refused(setting: str) -> None:
         ),
         ({"kind": "llama", "path": "m.gguf", "context_length": "2k"}, r"phone\.context_length is '2k'"),
         ({"kind": "llama", "path": "m.gguf", "queue_size": 0}, r"phone\.queue_size is 0"),
+        ({"kind": "llama", "path": "m.gguf", "in_process": "no"}, r"phone\.in_process is 'no'"),
         ({"kind": "openai", "model": "m"}, r"phone\.base_url is missing"),
         ({"kind": "openai", "model": "m", "base_url": "localhost:8000"}, "must begin with http"),
         (
@@ -493,3 +506,68 @@ def test_an_embedder_is_loaded_once_and_leaves_logging_alone() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] 30"
+
+
+async def test_an_endpoint_s_stream_that_repeats_itself_is_ended_as_a_loop() -> None:
+    pytest.importorskip("openai", reason="the openai package is not installed")
+    texts = [*"Once upon", *(["very ", "very, "] * 400)]
+    parts = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in texts]
+    async with endpoint(
+        http("200 OK", "".join(f"data: {part}\n\n" for part in parts), kind="text/event-stream")
+    ) as url:
+        runtime = OpenAIRuntime("small", base_url=url)
+        chunks = [chunk async for chunk in runtime.stream(HELLO)]
+        await runtime.close()
+    assert len(chunks) == len("Once upon") + 128 + 1
+    assert chunks[-1] == Chunk("", finish_reason="loop")
+
+
+# --- what passes to a model's process
+
+
+def test_a_request_arrives_as_it_was_sent() -> None:
+    parameters = GenerationParameters(7, 0.1, 0.2, 3, ("é", "\n"), 2**32 - 2, {"type": "string", "maxLength": 3}, 64)
+    assert all(getattr(parameters, f.name) != getattr(GenerationParameters(), f.name) for f in fields(parameters))
+    messages = [ChatMessage("system", "be \0 brief"), ChatMessage("user", "東京 🙂")]
+    assert unpack_request(pack_request(messages, parameters)) == (messages, parameters)
+
+
+def test_halves_of_characters_do_not_keep_a_request_from_being_sent() -> None:
+    packed = pack_request([ChatMessage("user", "a\ud83db")], GenerationParameters(stop=("\ud83d", "end")))
+    assert unpack_request(packed) == ([ChatMessage("user", "a?b")], GenerationParameters(stop=("end",)))
+
+
+def test_a_schema_that_is_no_json_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(RequestError, match="the schema is not JSON") as error:
+        pack_request(HELLO, GenerationParameters(schema={"enum": {1, 2}}))
+    assert error.value.code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "error", [RequestError("busy", "later", retry_after_ms=7), ConfigError("wrong"), RuntimeFailure("broken")]
+)
+def test_an_error_arrives_as_it_was_raised(error: MqttCollabError) -> None:
+    _, *facts = pack_error(error)
+    arrived = unpack_error(*facts)
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+    assert getattr(arrived, "retry_after_ms", None) == getattr(error, "retry_after_ms", None)
+
+
+def test_a_pipe_carries_items_of_any_size_and_tells_silence_from_the_end() -> None:
+    read, write = os.pipe()
+    pipe, item = Pipe(read, write), {"text": "x" * 300_000}
+    sending = threading.Thread(target=pipe.send, args=[item])
+    sending.start()
+    assert pipe.receive(10.0) == item
+    sending.join()
+    with pytest.raises(Silent):
+        pipe.receive(0.01)
+    os.set_blocking(write, False)
+    with pytest.raises(Silent):
+        pipe.send(item, 0.01)
+    os.close(write)
+    with pytest.raises(Ended):
+        while True:
+            pipe.receive(10.0)
+    os.close(read)

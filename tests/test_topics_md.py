@@ -26,6 +26,8 @@ from mqttcollab.messages import (
     MAX_DIMENSION,
     MAX_EXAMPLES,
     MAX_HOPS,
+    MAX_INTEGER,
+    MAX_NESTING,
     MAX_STEP_TEXT,
     MAX_STEPS,
     MAX_TTL_MS,
@@ -145,6 +147,8 @@ def limit_of(field: dict[str, Any]) -> str:
         return " ".join(f"`{value}`" for value in form.get("enum", [form.get("const")]))
     least, above = form.get("minimum", form.get("minItems")), form.get("exclusiveMinimum")
     most = form.get("maximum", form.get("maxItems", form.get("maxLength")))
+    least = None if least == -MAX_INTEGER else least
+    most = None if most == MAX_INTEGER else most  # said once, for all integers
     unit = " items" if "maxItems" in form else " characters" if "maxLength" in form else ""
     if least is not None and most is not None:
         return f"{least} to {most}{unit}"
@@ -208,7 +212,7 @@ def test_limits() -> None:
         "numbers": (MAX_DIMENSION,),
         "steps": (MAX_STEPS,),
         "text": (MAX_STEP_TEXT,),
-        "CBOR": (32,),
+        "depth": (MAX_NESTING, 32),
         "requests": (options.queue_size,),
         "replies": remembered,
         "heartbeat": (int(options.heartbeat_s),),

@@ -387,21 +387,6 @@ async def test_what_is_sent_meanwhile_waits_where_the_session_does(setup: MqttSe
     assert await inbox.before(b"last") == ([b"0", b"1", b"2"] if expiry_s else [])
 
 
-@pytest.mark.parametrize("setup", ["mosquitto-5", "mosquitto-3.1.1", "nats-3.1.1"], indirect=True)
-async def test_a_session_outlives_a_reboot(setup: MqttSetup) -> None:
-    options = MqttOptions(session_expiry_s=60)
-    reader, inbox = setup.client("reader", options=options), Inbox()
-    await reader.subscribe(RECORD, Inbox())
-    await reader.connect()
-    await reader.close()
-    writer = await setup.connected("writer")
-    await writer.publish(message(payload=b"meanwhile"))
-    again = setup.client("reader", options=options)
-    await again.subscribe(RECORD, inbox)
-    await again.connect()
-    assert (await inbox.count(1))[0].payload == b"meanwhile"
-
-
 # --- nobody there, or somebody odd
 
 

@@ -48,6 +48,7 @@ class Contender:
 
 OURS = Contender("ours", "mqttcollab")
 PEERS = (
+    Contender("ours_durable", "mqttcollab with a journal", ("aiosqlite",)),
     Contender("bare_paho", "bare paho"),
     Contender("aiomqtt_peer", "aiomqtt", ("aiomqtt",)),
     Contender("faststream_peer", "FastStream", ("faststream", "zmqtt")),

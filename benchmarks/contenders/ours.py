@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from benchmarks.contenders import MAX_IN_FLIGHT, Ask
-from mqttcollab import Agent, Request
+from mqttcollab import Agent, AgentOptions, Request
 
 NOTE = "Agent.ask by name to an Agent's service; JSON envelope, validation, deadline and deduplication included"
 SERVICE = "knowledge.gpt/echo"
-RESPONDER = "bench-responder"
 
 
-async def respond(url: str, ready: Callable[[], None]) -> None:
-    agent = Agent(RESPONDER)
+async def respond(url: str, ready: Callable[[], None], name: str = "bench", journal: str | None = None) -> None:
+    agent = Agent(f"{name}-responder", options=AgentOptions(journal=journal))
 
-    @agent.service(SERVICE, description="Answers with the question", concurrency=MAX_IN_FLIGHT)
+    @agent.service(
+        SERVICE, description="Answers with the question", concurrency=MAX_IN_FLIGHT, durable=journal is not None
+    )
     async def answer(request: Request) -> str:
         return request.text
 
@@ -31,12 +32,12 @@ async def respond(url: str, ready: Callable[[], None]) -> None:
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[Ask]:
-    agent = Agent("bench-requester")
+async def asking(url: str, name: str = "bench") -> AsyncIterator[Ask]:
+    agent = Agent(f"{name}-requester")
     async with agent.running(url):
 
         async def ask(payload: bytes) -> bytes:
-            reply = await agent.ask(payload.decode(), service=SERVICE, agent=RESPONDER)
+            reply = await agent.ask(payload.decode(), service=SERVICE, agent=f"{name}-responder")
             return (reply.output or "").encode()
 
         yield ask

@@ -176,7 +176,7 @@ def uncertainty_of(question: str, generation: Generation) -> Uncertainty | None:
         min_logprob=round(min(logprobs), 4),
         first_logprob=round(logprobs[0], 4),
         key_logprob=_key_logprob(question, generation.tokens, logprobs),
-        truncated=generation.finish_reason == "length",
+        truncated=generation.truncated,
     )
 
 

@@ -14,7 +14,7 @@ from mqttcollab import __version__
 from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
 from mqttcollab.cli.tasks import app as tasks
-from mqttcollab.config import BROKER_VARIABLE
+from mqttcollab.config import BROKER_VARIABLE, JOURNAL_VARIABLE
 
 app = typer.Typer(
     name="mqttcollab",
@@ -149,6 +149,35 @@ def agents(
 
 
 @app.command()
+def health(
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="One agent; default: all.")] = None,
+    max_age: Annotated[
+        float | None,
+        typer.Option(
+            "--max-age",
+            min=0.001,
+            metavar="S",
+            help="Seconds that an agent's last load report may be old.",
+            show_default="three of its heartbeats",
+        ),
+    ] = None,
+    broker: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """How agents are: exits with 0 healthy, 1 degraded, 2 not there, 3 the broker can't be asked; the worst of all."""
+    from mqttcollab.cli.health import UNKNOWN, check_health
+    from mqttcollab.errors import MqttCollabError
+
+    die_at_once()
+    try:
+        code = asyncio.run(check_health(agent, broker, max_age, as_json=as_json))
+    except MqttCollabError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = UNKNOWN
+    raise typer.Exit(code)
+
+
+@app.command()
 def sub(
     filters: Annotated[list[str] | None, typer.Argument(metavar="FILTER", help="MQTT filters; default: #")] = None,
     count: Annotated[int | None, typer.Option("--count", "-C", min=1, help="End after so many messages.")] = None,
@@ -194,6 +223,18 @@ def orchestrator(
         list[str] | None,
         typer.Option(metavar="TENANT=N", help="A tenant's share where requests wait; 1 for those not named."),
     ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            envvar=JOURNAL_VARIABLE,
+            metavar="WHERE",
+            help="A file, or postgresql://…: questions are written down there, and outlive this process.",
+            show_default="none: they end with it",
+        ),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="How long the journal keeps what has ended.")
+    ] = 7.0,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
@@ -203,7 +244,7 @@ def orchestrator(
     logging.getLogger().setLevel(logging.INFO)
     placing = (policy, patience, tenant_weights(weight or []))
     decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers, *placing)
-    run_orchestrator(name, embedder, decisions, place, broker)
+    run_orchestrator(name, embedder, decisions, place, broker, journal=journal, keep_s=86400 * keep)
 
 
 @app.command()

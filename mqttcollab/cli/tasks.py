@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mqttcollab.cli.signals import die_at_once
+from mqttcollab.config import JOURNAL_VARIABLE
 from mqttcollab.errors import ConfigError
 from mqttcollab.journal import Filter, open_journal, read_journal
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from mqttcollab.journal.postgres import PostgresJournal
     from mqttcollab.journal.sqlite import SqliteJournal
 
-JOURNAL_VARIABLE = "MQTTCOLLAB_JOURNAL"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 app = typer.Typer(invoke_without_command=True)

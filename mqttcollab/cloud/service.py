@@ -138,7 +138,7 @@ class CloudService(Service):
         if bill.estimated:
             _log.warning("the endpoint did not say what an answer took: its worst case is charged")
             data["cost_estimated"] = True
-        if generation.finish_reason == "length":
+        if generation.truncated:
             data["truncated"] = True
         return Answer(
             text=redacted.restore(text) if self._settings.redaction.restore else text,

@@ -103,9 +103,9 @@ class PostgresJournal(BatchedJournal):
 
     # Tasks of the dead
 
-    async def claim(self, gone: Collection[str] = ()) -> list[Task]:
+    async def claim(self, gone: Collection[str] = (), services: Collection[str] | None = None) -> list[Task]:
         """Takes over what nobody works on; oldest first, with request and reply."""
-        claiming = self._begin(self._transact(self._do.claim, frozenset(gone)))
+        claiming = self._begin(self._transact(self._do.claim, frozenset(gone), services))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:

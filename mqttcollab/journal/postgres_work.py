@@ -117,8 +117,9 @@ class Work:
         found: list[Accepted | JournalError] = []
         for key in keys:
             owner, state, reply = rows.get(key, ("", "", None))
-            owner = self.owner if key in dead else owner
-            found.append(accepted_of(owner, state, reply, self.owner) if key in rows else full)
+            taken = key in dead
+            owner = self.owner if taken else owner
+            found.append(accepted_of(owner, state, reply, self.owner, taken=taken) if key in rows else full)
         return found
 
     async def _append(self, db: Connection, entries: Sequence[NewEntry]) -> None:
@@ -165,7 +166,7 @@ class Work:
         query = "SELECT EXISTS (SELECT 1 FROM mqttcollab.tasks WHERE owner = %s AND state != 'done')"
         return bool(await _value(db, query, self.owner))
 
-    async def claim(self, db: Connection, gone: Collection[str]) -> list[Task]:
+    async def claim(self, db: Connection, gone: Collection[str], services: Collection[str] | None) -> list[Task]:
         """Takes over what dead owners have; what another is just taking over is left to it."""
         await self.renew(db)
         # A clock that was set back would keep the dead alive, and give tasks more time than they had.
@@ -177,16 +178,18 @@ class Work:
             return []
         query = f"""
             WITH taken AS (
-                SELECT id FROM mqttcollab.tasks WHERE owner = ANY(%s) AND state != 'done' FOR UPDATE SKIP LOCKED
+                SELECT id FROM mqttcollab.tasks WHERE owner = ANY(%s) AND state != 'done'
+                    AND (%s OR service = ANY(%s)) FOR UPDATE SKIP LOCKED
             )
             UPDATE mqttcollab.tasks SET owner = %s, takeovers = takeovers + 1,
                 deadline_ms = least(deadline_ms, {NOW} + deadline_ms - accepted_ms),
                 accepted_ms = least(accepted_ms, {NOW})
             WHERE id IN (SELECT id FROM taken) RETURNING id, {WHOLE}"""
-        rows = await _rows(db, query, dead, self.owner)
+        rows = await _rows(db, query, dead, services is None, list(services or ()), self.owner)
         self.taken = [row[1] for row in rows]
         await db.execute("DELETE FROM mqttcollab.owners WHERE owner = ANY(%s)", (dead,))
-        return [task_of(row) for _, *row in sorted(rows, key=lambda row: (row[6], row[0]))]
+        now = await self.now_ms(db)
+        return [task_of(row, now) for _, *row in sorted(rows, key=lambda row: (row[6], row[0]))]
 
     async def give_up(self, db: Connection, keys: Collection[str] | None = None) -> None:
         """Lets others claim this owner's open tasks: these, or all."""
@@ -216,7 +219,7 @@ class Work:
         return True
 
     async def measure(self, db: Connection) -> None:
-        """How much room is left. What was deleted takes room until it is reused, so the rest may have to be counted."""
+        """How much room is left; what was deleted takes room until it is reused, so it may have to be counted."""
         query = "SELECT pg_total_relation_size('mqttcollab.tasks') + pg_total_relation_size('mqttcollab.entries')"
         self.room = self.limits.most_bytes - int(await _value(db, query))
         if self.room <= 0:
@@ -228,8 +231,12 @@ class Work:
 
     async def tidy(self, db: Connection) -> bool:
         """Prunes a little of what is too old or too much; True if there is more of it."""
-        now = await _value(db, f"SELECT {NOW}")
-        old = await self.prune_oldest(db, now - round(1000 * self.limits.keep_s), now, _PRUNED)
+        now = await self.now_ms(db)
+        past = now - round(1000 * self.limits.keep_s)
+        # Nobody came for them.
+        query = "UPDATE mqttcollab.tasks SET state = 'done', ended_ms = %s, outcome = 'deadline_exceeded'"
+        await db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < %s".encode(), (now, past))
+        old = await self.prune_oldest(db, past, now, _PRUNED)
         if self.room <= 0:
             old += await self.prune_oldest(db, now, now, _PRUNED)
             await self.measure(db)
@@ -259,7 +266,8 @@ class Work:
         where = " AND ".join(sql.replace("?", "%s") for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
         query = f"SELECT {FACTS} FROM mqttcollab.tasks WHERE {where} ORDER BY id DESC LIMIT %s"
-        return [task_of(row) for row in await _rows(db, query, *values, most)]
+        now = await self.now_ms(db)
+        return [task_of(row, now) for row in await _rows(db, query, *values, most)]
 
     async def task(self, db: Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
         """A task and its history, whose facts are JSON."""
@@ -267,7 +275,9 @@ class Work:
             query = """
                 SELECT time_ms, entries.owner, kind, facts FROM mqttcollab.entries
                 JOIN mqttcollab.tasks ON tasks.id = task WHERE key = %s ORDER BY entries.id"""
-            return task_of(row), [(time_ms, *rest) for time_ms, *rest in await _rows(db, query, key)]
+            return task_of(row, await self.now_ms(db)), [
+                (time_ms, *rest) for time_ms, *rest in await _rows(db, query, key)
+            ]
         return None
 
     async def secret(self, db: Connection) -> bytes:

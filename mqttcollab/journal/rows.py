@@ -13,12 +13,24 @@ FACTS = "key, service, tenant, owner, state, accepted_ms, deadline_ms, ended_ms,
 WHOLE = f"{FACTS}, request, reply"
 
 
-def task_of(row: Sequence[Any]) -> Task:
+def task_of(row: Sequence[Any], now_ms: int) -> Task:
     """A task of the columns FACTS or WHOLE."""
     key, service, tenant, owner, state, accepted_ms, deadline_ms, ended_ms, outcome, takeovers, *blobs = row
     request, reply = blobs or (b"", None)
     return Task(
-        key, service, tenant, owner, state, accepted_ms, deadline_ms, ended_ms, outcome, request, reply, takeovers
+        key,
+        service,
+        tenant,
+        owner,
+        state,
+        accepted_ms,
+        deadline_ms,
+        max(0, min(deadline_ms - now_ms, deadline_ms - accepted_ms)),
+        ended_ms,
+        outcome,
+        request,
+        reply,
+        takeovers,
     )
 
 
@@ -32,11 +44,11 @@ def is_dead(owner: str, me: str, living: Collection[str]) -> bool:
     return owner != me and (not owner or owner.rpartition("/")[0] == me.rpartition("/")[0] or owner not in living)
 
 
-def accepted_of(owner: str, state: str, reply: bytes | None, me: str) -> Accepted:
+def accepted_of(owner: str, state: str, reply: bytes | None, me: str, *, taken: bool = False) -> Accepted:
     """What `accept` says of a task that is there, once those of dead owners have been taken over."""
     if state != "open":
         return Accepted("ended", reply)
-    return Accepted("mine" if owner == me else "others")
+    return Accepted("mine", taken=taken) if owner == me else Accepted("others")
 
 
 def ended_so(row: Sequence[Any] | None, ending: Ending, me: str) -> bool:

@@ -86,11 +86,12 @@ class Work:
                 )
                 continue
             owner, state, reply = rows[key]
+            taken = False
             if state == "open" and is_dead(owner, self.owner, living):
                 take = "UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE key = ?"
                 db.execute(take, (self.owner, key))
-                owner = self.owner
-            yield accepted_of(owner, state, reply, self.owner)
+                owner, taken = self.owner, True
+            yield accepted_of(owner, state, reply, self.owner, taken=taken)
 
     def _append(self, db: sqlite3.Connection, entries: Sequence[NewEntry]) -> None:
         rows = [(entry.time_ms, self.owner, entry.kind, entry.facts, entry.key) for entry in entries]
@@ -141,7 +142,7 @@ class Work:
         query = "SELECT EXISTS (SELECT 1 FROM tasks WHERE owner = ? AND state != 'done')"
         return bool(db.execute(query, (self.owner,)).fetchone()[0])
 
-    def claim(self, db: sqlite3.Connection, gone: Collection[str]) -> list[Task]:
+    def claim(self, db: sqlite3.Connection, gone: Collection[str], services: Collection[str] | None) -> list[Task]:
         """Takes over what dead owners have."""
         now = self.now_ms()
         self.renew(db)
@@ -151,19 +152,20 @@ class Work:
         owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM tasks WHERE state != 'done'")]
         dead = [owner for owner in owners if is_dead(owner, self.owner, living)]
         keys: list[tuple[int, int, str]] = []
+        only = "" if services is None else f" AND service IN ({', '.join('?' * len(services))})"
         for owner in dead:
-            where = "owner = ? AND state != 'done'"
+            where, values = f"owner = ? AND state != 'done'{only}", (owner, *(services or ()))
             db.execute(
                 f"UPDATE tasks SET deadline_ms = deadline_ms - accepted_ms + ?, accepted_ms = ?"
                 f" WHERE {where} AND accepted_ms > ?",
-                (now, now, owner, now),
+                (now, now, *values, now),
             )
-            keys += db.execute(f"SELECT accepted_ms, id, key FROM tasks WHERE {where}", (owner,))
-            db.execute(f"UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE {where}", (self.owner, owner))
+            keys += db.execute(f"SELECT accepted_ms, id, key FROM tasks WHERE {where}", values)
+            db.execute(f"UPDATE tasks SET owner = ?, takeovers = takeovers + 1 WHERE {where}", (self.owner, *values))
             db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
         db.execute("DELETE FROM owners WHERE until_ms <= ?", (now,))
         query = f"SELECT {WHOLE} FROM tasks WHERE key = ?"
-        return [task_of(db.execute(query, (key,)).fetchone()) for _, _, key in sorted(keys)]
+        return [task_of(db.execute(query, (key,)).fetchone(), now) for _, _, key in sorted(keys)]
 
     def give_up(self, db: sqlite3.Connection, keys: Collection[str] | None = None) -> None:
         """Lets others claim this owner's open tasks: these, or all."""
@@ -195,7 +197,11 @@ class Work:
     def tidy(self, db: sqlite3.Connection) -> bool:
         """Prunes a little of what is too old or too much; True if there is more of it."""
         now = self.now_ms()
-        old = self.prune_oldest(db, now - round(1000 * self.limits.keep_s), now, _PRUNED)
+        past = now - round(1000 * self.limits.keep_s)
+        # Nobody came for them.
+        query = "UPDATE tasks SET state = 'done', ended_ms = ?, outcome = 'deadline_exceeded'"
+        db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < ?", (now, past))
+        old = self.prune_oldest(db, past, now, _PRUNED)
         if self.used(db) > self.limits.most_bytes:
             old += self.prune_oldest(db, now, now, _PRUNED)
         return old >= _PRUNED
@@ -221,7 +227,7 @@ class Work:
         where = " AND ".join(sql for sql, _ in found) or "true"
         values = [value for _, values in found for value in values]
         query = f"SELECT {FACTS} FROM tasks WHERE {where} ORDER BY id DESC LIMIT ?"
-        return [task_of(row) for row in db.execute(query, (*values, most))]
+        return [task_of(row, self.now_ms()) for row in db.execute(query, (*values, most))]
 
     def task(self, db: sqlite3.Connection, key: str) -> tuple[Task, list[tuple[int, str, str, str]]] | None:
         """A task and its history, whose facts are JSON."""
@@ -232,7 +238,7 @@ class Work:
             "SELECT time_ms, entries.owner, kind, facts FROM entries JOIN tasks ON tasks.id = task"
             " WHERE key = ? ORDER BY entries.id"
         )
-        return task_of(row), db.execute(query, (key,)).fetchall()
+        return task_of(row, self.now_ms()), db.execute(query, (key,)).fetchall()
 
     def secret(self, db: sqlite3.Connection) -> bytes:
         """32 random bytes that stay the same."""

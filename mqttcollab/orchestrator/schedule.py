@@ -109,7 +109,7 @@ class LiveFleet:
             version = self._registry.version
             await self._registry.changed()
             for change in self._registry.changes_since(version):
-                if change.kind in ("online", "sleeping"):
+                if change.kind in ("online", "degraded", "sleeping"):
                     self._book.asleep(change.agent, change.kind == "sleeping")
                     self.placer.changed()
 

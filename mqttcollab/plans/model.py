@@ -110,8 +110,11 @@ class ModelDecomposer:
             if isinstance(error, DeadlineExceeded):
                 raise
             raise DeadlineExceeded(f"no plan within {self._timeout_s:g} s") from error
-        if generation.finish_reason == "length":
-            raise RequestError("bad_request", f"the plan is longer than {self._max_tokens} tokens")
+        if generation.truncated:
+            fault = (
+                "repeats itself" if generation.finish_reason == "loop" else f"is longer than {self._max_tokens} tokens"
+            )
+            raise RequestError("bad_request", f"the plan {fault}")
         return generation.text
 
     def _checked(self, text: str, question: str, services: Sequence[str]) -> TaskGraph:

@@ -38,10 +38,12 @@ class Chunk:
     Attributes:
         text: may be empty: a token can end in the middle of a character, or may begin a stop string.
         logprob: natural logarithm of the token's probability, where the runtime knows it.
+        finish_reason: why the answer ended, on its last chunk, where the runtime knows it; as in `Generation`.
     """
 
     text: str
     logprob: float | None = None
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Generation:
     Attributes:
         logprobs: natural logarithm of each generated token's probability; empty where there are none.
         tokens: the pieces of text that belong to them, a token that ends in the middle of a character being empty.
-        finish_reason: `stop` (the model or a stop string ended it) or `length` (max_tokens or the context).
+        finish_reason: `stop` (the model or a stop string ended it), `length` (max_tokens or the context) or `loop` (it
+            repeated itself without end).
         tokens_per_s: completion tokens per second of generation, without waiting and reading the prompt.
     """
 
@@ -62,6 +65,11 @@ class Generation:
     finish_reason: str = "stop"
     tokens_per_s: float | None = None
     tokens: tuple[str, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut off before the model was done."""
+        return self.finish_reason in ("length", "loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,8 @@ class GenerationParameters:
         seed: makes sampling repeatable.
         schema: a JSON schema that the answer has to follow; only an answer cut off by max_tokens does not. A runtime
             that can't hold its model to one refuses (`unsupported`), but for FunctionRuntime.
+        loop_tokens: an answer that ends in so many tokens of the same cycle over and over is ended (`loop`); 0 is off.
+            `mqttcollab.runtimes.loops` has the rule.
 
     Raises:
         RequestError: `bad_request`, naming the parameter that is out of range.
@@ -89,6 +99,7 @@ class GenerationParameters:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     schema: Mapping[str, Any] | None = field(default=None, hash=False)
+    loop_tokens: int = 128
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
@@ -98,6 +109,7 @@ class GenerationParameters:
         _check(not isinstance(self.stop, str), "stop", self.stop, "a tuple of strings, not one string")
         _check(all(self.stop), "stop", self.stop, "a tuple of strings that are not empty")
         _check(self.seed is None or 0 <= self.seed < 2**32 - 1, "seed", self.seed, "from 0 to 4294967294")
+        _check(self.loop_tokens >= 0, "loop_tokens", self.loop_tokens, "at least 0 (0: off)")
         valid = self.schema is None or (isinstance(self.schema, Mapping) and bool(self.schema))
         _check(valid, "schema", self.schema, "a JSON schema that is not empty")
 

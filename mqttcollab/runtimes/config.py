@@ -28,6 +28,8 @@ class _LlamaSettings(_Settings):
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     queue_size: _AtLeastOne = 16
     reuse_prompts: bool = True
+    in_process: bool = False
+    stall_s: Annotated[float, Field(gt=0)] = 60.0
 
 
 class _OpenAISettings(_Settings):
@@ -47,8 +49,8 @@ def load_runtime(settings: Mapping[str, Any], *, where: str = "runtime") -> Runt
 
     Args:
         settings: `kind = "llama"` with path (else `default_model_path()`), model, context_length, threads,
-            gpu_layers, queue_size, reuse_prompts; or `kind = "openai"` with model, base_url, api_key_env (the
-            environment variable that holds the key), timeout_s, logprobs, max_tokens_field.
+            gpu_layers, queue_size, reuse_prompts, in_process, stall_s; or `kind = "openai"` with model, base_url,
+            api_key_env (the environment variable that holds the key), timeout_s, logprobs, max_tokens_field.
         where: how the table is called in its file, for messages.
 
     Raises:

@@ -21,6 +21,7 @@ from mqttcollab.errors import RequestError, RuntimeFailure
 from mqttcollab.runtimes.base import ChatMessage, Chunk, GenerationParameters
 from mqttcollab.runtimes.gguf import check_context_length, llama_cpp_module, open_gguf
 from mqttcollab.runtimes.grammar import grammar_of
+from mqttcollab.runtimes.loops import LoopWatch
 
 # How much of a prompt is read at a time: 512 is hardly faster, and a cancelled request stops between slices.
 SLICE = 128
@@ -183,7 +184,7 @@ class Decoder:
         tail = TextTail(parameters.stop)
         limit = min(parameters.max_tokens, self.context_length - len(prompt))
         count, timed, seconds, finish = 0, 0, 0.0, "length"
-        tokens = self._tokens(prompt, parameters)
+        tokens, loops = self._tokens(prompt, parameters), LoopWatch(parameters.loop_tokens)
         while count < limit:
             started = time.perf_counter()
             token = next(tokens)
@@ -198,6 +199,9 @@ class Decoder:
                 return None
             if stopped:
                 finish = "stop"
+                break
+            if loops.push(token):
+                finish = "loop"
                 break
         if (rest := tail.flush()) and not emit(Chunk(rest)):
             return None

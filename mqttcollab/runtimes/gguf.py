@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from mqttcollab.errors import ConfigError, RuntimeFailure
+from mqttcollab.runtimes.spawn import fate, how_to_run
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"GGUF"
@@ -112,7 +116,7 @@ def _reason(lines: list[str], error: Exception) -> str:
 
 def check_context_length(path: Path, wanted: int) -> None:
     """Raise ConfigError where more context is wanted than the model was trained for."""
-    trained = describe_gguf(path)["context_length"]
+    trained = _describe(path)["context_length"]
     if isinstance(trained, int) and wanted > trained:
         raise ConfigError(
             f"context_length is {wanted}, but {path.name} was trained for at most {trained}; set it lower"
@@ -122,11 +126,30 @@ def check_context_length(path: Path, wanted: int) -> None:
 def describe_gguf(path: str | Path) -> dict[str, str | int]:
     """Return what `slm/models/<model>/…` publishes about a GGUF file; only its vocabulary is loaded.
 
+    llama.cpp does so in a process of its own, since there are damaged files on which it aborts.
+
     Returns:
         architecture, quantization (`Q8_0` …), parameters (how many), context_length (tokens, as trained) and
         size_bytes (of the file).
+
+    Raises:
+        RuntimeFailure: the file is missing, no GGUF, or damaged, or llama-cpp-python is missing.
     """
     path = Path(path).expanduser()
+    check_gguf(path)
+    run = subprocess.run(
+        **how_to_run("mqttcollab.runtimes.gguf", str(path)), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if run.returncode != 0:
+        how = fate(run.returncode, run.stderr.strip().splitlines())
+        raise RuntimeFailure(f"llama.cpp can't open {path}: its process {how}; the file may be damaged")
+    described: dict[str, str | int] = json.loads(run.stdout)
+    if "error" in described:
+        raise RuntimeFailure(f"{described['error']}")
+    return described
+
+
+def _describe(path: Path) -> dict[str, str | int]:
     llm = open_gguf(path, vocab_only=True, n_ctx=32)
     llama_cpp = llama_cpp_module()
     try:
@@ -148,3 +171,10 @@ def _quantization(llama_cpp: Any, file_type: int) -> str:
         if name.startswith("LLAMA_FTYPE_") and value == file_type:
             return str(name).removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
     return f"unknown ({file_type})"
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(_describe(Path(sys.argv[1]))))  # noqa: T201
+    except RuntimeFailure as error:
+        print(json.dumps({"error": str(error)}))  # noqa: T201

@@ -29,10 +29,7 @@ def grammar_of(schema: Mapping[str, Any], vocab: Any) -> Any:
     llama_cpp = llama_cpp_module()
     from llama_cpp.llama_grammar import LlamaGrammar, json_schema_to_gbnf
 
-    try:
-        text = json.dumps(schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError("bad_request", f"the schema is not JSON: {error}") from error
+    text = as_json(schema)
     if len(text) > _MAX_SCHEMA:
         raise RequestError("too_large", f"the schema has {len(text)} characters, at most {_MAX_SCHEMA}; simplify it")
     _check(json.loads(text))
@@ -47,6 +44,14 @@ def grammar_of(schema: Mapping[str, Any], vocab: Any) -> Any:
         raise RequestError("unsupported", "the schema makes a grammar that llama.cpp does not parse; simplify it")
     llama_cpp.llama_sampler_free(sampler)
     return grammar
+
+
+def as_json(schema: Mapping[str, Any]) -> str:
+    """A schema's JSON. Raises RequestError: `bad_request`, it has none."""
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError("bad_request", f"the schema is not JSON: {error}") from error
 
 
 def _check(found: Any) -> None:

@@ -1,11 +1,11 @@
-"""Models in GGUF files, run by llama.cpp in this process, off the event loop."""
+"""Models in GGUF files, run by llama.cpp off the event loop, in a process of their own or in this one."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from mqttcollab.runtimes.base import (
     GenerationParameters,
 )
 from mqttcollab.runtimes.decoder import DecoderOptions, Done
+from mqttcollab.runtimes.engine import ChildEngine, Engine, LocalEngine
 from mqttcollab.runtimes.gguf import check_gguf, describe_gguf, llama_cpp_module, open_gguf
 from mqttcollab.runtimes.worker import Job, Worker
 
@@ -30,7 +31,11 @@ __all__ = ["LlamaEmbedder", "LlamaRuntime", "check_gguf", "describe_gguf"]
 
 
 class LlamaRuntime:
-    """A GGUF model, in a worker thread of its own.
+    """A GGUF model, in a child process of its own.
+
+    llama.cpp ends the process that it runs in where something is wrong, and so does the system where memory runs out.
+    The child that dies so, or hangs, is started again: the request under way ends with RuntimeFailure, and those that
+    wait are answered by the next child. It ends with this process, however that ends.
 
     llama.cpp's context decodes one sequence at a time, so requests take turns, first come, first served.
     A reader that is slow holds up its own generation only while nobody else waits. The model is loaded by
@@ -44,6 +49,10 @@ class LlamaRuntime:
         gpu_layers: layers to put on the GPU, -1 for all.
         queue_size: requests that may wait; more are refused as `busy`.
         reuse_prompts: keep the last prompt's tokens, so that a next one that begins alike is read faster.
+        in_process: run the model in this process, in a worker thread: a little faster and without the memory of a
+            second interpreter, but then what ends llama.cpp ends this process.
+        stall_s: seconds without a token, or 128 tokens of a prompt read, after which the child counts as hanging, is
+            ended and started again; ten times as long to load the model. Not for a model in this process.
     """
 
     def __init__(
@@ -56,6 +65,8 @@ class LlamaRuntime:
         gpu_layers: int = 0,
         queue_size: int = 16,
         reuse_prompts: bool = True,
+        in_process: bool = False,
+        stall_s: float = 60.0,
     ) -> None:
         for name, value in (
             ("context_length", context_length),
@@ -64,19 +75,42 @@ class LlamaRuntime:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if not stall_s > 0:
+            raise ConfigError(f"stall_s is {stall_s}; it must be above 0")
         self.path = Path(path).expanduser()
         self.model = model or self.path.stem
         self.queue_size = queue_size
         options = DecoderOptions(context_length, threads, gpu_layers, reuse_prompts)
-        self._worker = Worker(self.path, self.model, options)
+        engine: Engine = ChildEngine(self.path, self.model, options, stall_s)
+        if in_process:
+            engine = LocalEngine(self.path, options)
+        self._worker = Worker(engine, self.model)
         # At exit the worker must have left llama.cpp before its library is torn down.
         weakref.finalize(self, self._worker.stop_and_join)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while there is one."""
+        return self._worker.engine.pid
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the model can't answer just now, in one line: it died or does not load, and is tried again by itself.
+
+        None if it can, or was not asked to load yet.
+        """
+        return self._worker.trouble
+
+    def on_trouble(self, listener: Callable[[str | None], None]) -> None:
+        """Calls `listener` whenever `trouble` has changed: on the event loop that runs now, else in another thread."""
+        self._worker.listen(listener)
 
     async def load(self) -> None:
         """Load the model now; a second call does nothing.
 
         Raises:
-            RuntimeFailure: there is no such file, it is no GGUF or damaged, or llama-cpp-python is missing.
+            RuntimeFailure: there is no such file, it is no GGUF or damaged, or llama-cpp-python is missing; or the
+                child died.
             ConfigError: the context is longer than the model was trained for.
         """
         async for _ in self._run(None, DEFAULT_PARAMETERS):
@@ -88,8 +122,8 @@ class LlamaRuntime:
         """Answer as a whole.
 
         Raises:
-            RequestError: `busy` (too many wait), `too_large` (for the context), `bad_request`, `unsupported` (a
-                schema that makes no grammar).
+            RequestError: `busy` (too many wait, or the child has died several times), `too_large` (for the context),
+                `bad_request`, `unsupported` (a schema that makes no grammar).
             RuntimeFailure: as `load`; or the model failed while it ran, or was closed.
             ConfigError: as `load`.
         """
@@ -116,8 +150,7 @@ class LlamaRuntime:
         """Answer token by token; once closed, at most one more token is computed."""
         async with aclosing(self._run(messages, parameters)) as items:
             async for item in items:
-                if isinstance(item, Chunk):
-                    yield item
+                yield item if isinstance(item, Chunk) else Chunk("", finish_reason=item.finish_reason)
 
     async def close(self) -> None:
         """Free the model; what runs or waits ends with RuntimeFailure, and so does what comes later."""

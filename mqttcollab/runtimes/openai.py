@@ -17,6 +17,7 @@ from mqttcollab.runtimes.base import (
     Generation,
     GenerationParameters,
 )
+from mqttcollab.runtimes.loops import LoopWatch
 
 if TYPE_CHECKING:
     import openai
@@ -146,8 +147,11 @@ class OpenAIRuntime:
     async def stream(
         self, messages: Sequence[ChatMessage], parameters: GenerationParameters = DEFAULT_PARAMETERS
     ) -> AsyncIterator[Chunk]:
-        """Answer as it comes; closing the iterator closes the connection. Raises what `generate` raises."""
-        finished = False
+        """Answer as it comes; closing the iterator closes the connection, and so does an answer that repeats itself.
+
+        Raises what `generate` raises.
+        """
+        finished, loops = None, LoopWatch(parameters.loop_tokens)
         with self._translated(parameters):
             request = self._request(messages, parameters)
             async with await self._client.chat.completions.create(**request, stream=True) as parts:
@@ -155,14 +159,18 @@ class OpenAIRuntime:
                     if not part.choices:
                         continue
                     choice = part.choices[0]
-                    finished = finished or choice.finish_reason is not None
+                    finished = finished or choice.finish_reason
                     text, logprobs = choice.delta.content or "", _logprobs(choice)
                     if text or logprobs:
                         yield Chunk(text, logprobs[0] if logprobs else None)
                     for logprob in logprobs[1:]:  # several tokens in one part
                         yield Chunk("", logprob)
+                    if text and loops.push(text):
+                        finished = "loop"
+                        break
         if not finished:
             raise RuntimeFailure(f"{self.base_url} cut off the answer of {self.model}")
+        yield Chunk("", finish_reason=finished)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,11 +29,12 @@ class TransportMessage:
     traceparent: str | None = None
 
 
-# A handler runs on the event loop and must not block. If it returns a coroutine, the message is acknowledged
-# to the broker only once that is done; else at once.
-Work = Coroutine[Any, Any, None]
+# What a message's acknowledgement waits for: a coroutine, which is then run, or a future.
+Work = Awaitable[Any]
+# A handler runs on the event loop and must not block. If it returns something to await, the message is
+# acknowledged to the broker only once that is done (see `OrderedAcks`); else at once.
 Handler = Callable[[TransportMessage], Work | None]
-ConnectedHook = Callable[[], Work]
+ConnectedHook = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Transport(Protocol):
@@ -51,6 +52,11 @@ class Transport(Protocol):
         """Whether the connection stands now."""
         ...
 
+    @property
+    def unsent(self) -> int:
+        """How many publishes wait: for their acknowledgement, for their turn, or for the connection."""
+        ...
+
     def on_connected(self, hook: ConnectedHook) -> None:
         """Runs `hook` after every connection, the first included, once the subscriptions stand."""
         ...
@@ -66,12 +72,24 @@ class Transport(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Disconnects cleanly (the will is not sent) and fails what is still waiting."""
+    def on_stray(self, handler: Handler) -> None:
+        """Hands messages that no other handler wants to `handler`: a session may bring subscriptions of a life before.
+
+        The subscription to exactly the message's topic, if there is one, has been ended by then.
+        """
+        ...
+
+    async def close(self, *, end_session: bool = False) -> None:
+        """Disconnects cleanly (the will is not sent) and fails what is still waiting.
+
+        Args:
+            end_session: the broker forgets the session, with what it has queued. Else it goes on queueing for this
+                client, as long as the options say.
+        """
         ...
 
     async def failed(self) -> None:
-        """Waits until the connection is given up for good, and raises why; else waits for ever."""
+        """Waits until the connection is given up for good, and raises why; closing it cancels who waits."""
         ...
 
     async def publish(self, message: TransportMessage, *, bulk: bool = False) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -21,6 +22,7 @@ from mqttcollab.transport.socket import BufferedSocket
 
 _log = logging.getLogger(__name__)
 
+FILTERS_PER_PACKET = 64
 _PACKETS_PER_TURN = 64
 _PACKET_IDENTIFIERS = 65535
 
@@ -133,10 +135,23 @@ class Link:
                 self._sock.flush()
             self._sock.close()
 
-    def say_goodbye(self) -> None:
-        """Disconnects cleanly: the broker does not send the will."""
+    def say_goodbye(self, end_session: Collection[str] = ()) -> None:
+        """Disconnects cleanly: the broker does not send the will.
+
+        Args:
+            end_session: the session's filters, if it is to end. MQTT 3.1.1 can't end one, so they are unsubscribed,
+                and nothing more is queued in it.
+        """
         if self._fd >= 0:
-            self._client.disconnect()
+            properties = None
+            if end_session and self.version == 5:
+                properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = 0
+            elif end_session:
+                filters = list(end_session)
+                for start in range(0, len(filters), FILTERS_PER_PACKET):
+                    self._client.unsubscribe(filters[start : start + FILTERS_PER_PACKET])
+            self._client.disconnect(properties=properties)
             self._client.loop_write()  # paho closes the socket behind it
         self.hang_up()
 
@@ -195,6 +210,7 @@ class Link:
         self._read_buffered(self._sock)
 
     def _read_buffered(self, sock: BufferedSocket) -> None:
+        sock.new_turn()
         for _ in range(_PACKETS_PER_TURN):
             if self._fd < 0 or sock is not self._sock:
                 return

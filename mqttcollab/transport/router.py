@@ -48,10 +48,18 @@ class Router:
             del path[-1].below[levels.pop()]
         return True
 
-    def route(self, message: TransportMessage) -> list[Work]:
-        """Calls every handler whose filter matches; returns what has to be awaited before the acknowledgement."""
+    def route(self, message: TransportMessage, otherwise: Handler | None = None) -> list[Work]:
+        """Calls every handler whose filter matches; returns what has to be awaited before the acknowledgement.
+
+        Args:
+            message: what came.
+            otherwise: called where no filter matches.
+        """
         waits: list[Work] = []
-        for handler in list(self._handlers(message.topic)):
+        handlers = list(self._handlers(message.topic))
+        if not handlers and otherwise is not None:
+            handlers.append(otherwise)
+        for handler in handlers:
             try:
                 if (wait := handler(message)) is not None:
                     waits.append(wait)

@@ -12,14 +12,13 @@ from typing import Literal
 from mqttcollab.config import BrokerAddress
 from mqttcollab.errors import ConnectError, SubscribeError, TransportError
 from mqttcollab.transport.base import TransportMessage
-from mqttcollab.transport.link import Link, Listener, Reason
+from mqttcollab.transport.link import FILTERS_PER_PACKET, Link, Listener, Reason
 from mqttcollab.transport.options import MqttOptions
 
 _log = logging.getLogger(__name__)
 
 _SESSION_TAKEN_OVER = 0x8E
 _UNSUPPORTED_VERSION = 0x84
-_FILTERS_PER_PACKET = 64
 
 
 class _State(Enum):
@@ -136,15 +135,17 @@ class Session:
         """Waits until the connection is given up for good, and raises why."""
         await asyncio.shield(self._failure)
 
-    async def close(self) -> None:
-        """Disconnects cleanly."""
+    async def close(self, end_session: bool) -> None:
+        """Disconnects cleanly; `end_session` has the broker forget its side of it."""
+        ends = end_session and self.online and self._options.session_expiry_s
         self._state = _State.CLOSED
-        self.link.say_goodbye()
+        self.link.say_goodbye(self._filters if ends else ())
         if self._tick is not None:
             self._tick.cancel()
         self._fail_subscribing("was closed")
         self._online.set()  # who waits for it finds out that it is closed
         if self._keeper is not None:
+            self._failure.cancel()  # who waits for it would wait for ever
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
 
@@ -156,8 +157,8 @@ class Session:
             TransportError: the connection broke; once it is back, all of `filters` is subscribed.
         """
         refused: dict[str, Reason] = {}
-        for start in range(0, len(filters), _FILTERS_PER_PACKET):
-            chunk = [name for name in filters[start : start + _FILTERS_PER_PACKET] if name in self._filters]
+        for start in range(0, len(filters), FILTERS_PER_PACKET):
+            chunk = [name for name in filters[start : start + FILTERS_PER_PACKET] if name in self._filters]
             try:
                 mid = self.link.subscribe([(name, self._filters[name]) for name in chunk]) if chunk else None
             except ValueError as error:

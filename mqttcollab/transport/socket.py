@@ -31,12 +31,13 @@ class BufferedSocket:
         self._in = b""
         self._pos = 0
         self._drained = False
+        self._served = 0
         self._out = bytearray()
 
     @property
     def unread(self) -> bool:
-        """Whether bytes are buffered that nobody has read yet."""
-        return self._pos < len(self._in)
+        """Whether there may be bytes that nobody has read yet, without a word from the event loop."""
+        return self._pos < len(self._in) or self._served >= _CHUNK
 
     @property
     def unsent(self) -> int:
@@ -47,8 +48,14 @@ class BufferedSocket:
         """The event loop says that there is something to read."""
         self._drained = False
 
+    def new_turn(self) -> None:
+        """Lets 64 KiB be read; paho on its own goes on for as long as there is something."""
+        self._served = 0
+
     def recv(self, size: int) -> bytes:
-        """Up to `size` bytes; raises BlockingIOError when there are none, returns b"" at the end."""
+        """Up to `size` bytes; raises BlockingIOError when there are none for this turn, returns b"" at the end."""
+        if self._served >= _CHUNK:
+            raise BlockingIOError
         if self._pos >= len(self._in):
             if self._drained:
                 raise BlockingIOError
@@ -59,6 +66,7 @@ class BufferedSocket:
                 return b""
         chunk = self._in[self._pos : self._pos + size]
         self._pos += len(chunk)
+        self._served += len(chunk)
         return chunk
 
     def send(self, data: bytes | bytearray) -> int:

@@ -1,0 +1,106 @@
+"""The journal's side of a responder: what is written down, when, and what follows where it can't be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mqttcollab.codec import encode
+from mqttcollab.errors import JournalError, RequestError
+from mqttcollab.journal import Entry, NewTask, Task
+from mqttcollab.messages import Request
+from mqttcollab.rpc.durable import TaskLog
+from mqttcollab.rpc.job import Job, error_reply
+from mqttcollab.rpc.outbox import Outbox
+from mqttcollab.transport.base import TransportMessage
+
+_log = logging.getLogger(__name__)
+
+# How long a requester is asked to wait where its request can't be written down, in milliseconds.
+RETRY_MS = 2000
+_WRITE_AGAIN_S = 1.0
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Writes requests and their ends down.
+
+    Args:
+        out: sends what the journal has kept.
+    """
+
+    out: Outbox
+    _later: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
+        """Writes a request down, so that the broker need not hold it.
+
+        Returns:
+            True if it is to be begun, False if not here; the task and its history where it is to be resumed: the broker
+            had it too, or somebody repeats what a dead owner had.
+        """
+        log, taken, request = job.log, job.taken, job.request
+        if log is None or taken is None:  # not durable, or resumed
+            return True
+        task = NewTask(log.key, service, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
+        try:
+            accepted = await log.journal.accept(task)
+            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
+                return found
+        except JournalError as error:
+            text = f"@{self.out.name} can't write the request down: {error}"
+            failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
+            self._end_later(log, None, "busy")  # a server that broke off may have taken it all the same
+            await self.out.publish(self.out.message(job, error_reply(request.id, failure)))
+            return False
+        finally:
+            if not taken.done():  # its connection may be gone
+                taken.set_result(None)
+        if accepted.reply is not None:
+            await self.send(job, log, accepted.reply)
+        return accepted.state == "mine"
+
+    async def end(self, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
+        """Writes the end of a task down; False if it is not ours to tell."""
+        payload = None if message is None else message.payload
+        try:
+            return await log.journal.answer(log.key, payload, code)
+        except JournalError as error:  # who asked shall have the answer all the same
+            _log.error("the end of %s can't be written down, it is tried again: %s", log.key, error)
+            self._end_later(log, payload, code)
+            return True
+
+    async def send(self, job: Job, log: TaskLog, payload: bytes) -> None:
+        """Sends a last reply that the journal has kept."""
+        if await self.out.publish(self.out.sealed(job, payload)):
+            log.journal.sent(log.key)
+
+    async def stop(self) -> None:
+        """Gives up what could not be written down."""
+        for task in self._later:
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    def _end_later(self, log: TaskLog, payload: bytes | None, code: str) -> None:
+        """Else its next life would answer it again."""
+
+        async def write() -> None:
+            while True:
+                await asyncio.sleep(_WRITE_AGAIN_S)
+                with contextlib.suppress(JournalError):
+                    if await log.journal.answer(log.key, payload, code):
+                        log.journal.sent(log.key)
+                    return
+
+        task = asyncio.create_task(write())
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+
+def journal_key(request: Request) -> str:
+    """The reply topic, whose last level is the id, unless somebody's MQTT 5 properties say otherwise."""
+    own = request.reply_to.endswith(f"/{request.id}")
+    return request.reply_to if own else f"{request.reply_to}#{request.id}"
