@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,14 @@ from mqttcollab.journal import Accepted, Journal
 
 OWNERS = ("a/1", "a/2", "b/1", "c/1")  # two lives of one agent, and two others
 KEYS = [new(name).key for name in ("one", "two", "three")]
+SERVICES = dict(zip(KEYS, ("math.gpt", "math.gpt", "weather.gpt"), strict=True))
 REPLIES = (None, b"x", b"y")
 
 owners = st.sampled_from(OWNERS)
 keys = st.sampled_from(KEYS)
 
 
-@dataclass
+@dataclasses.dataclass
 class Model:
     owner: str
     state: str = "open"
@@ -74,8 +75,9 @@ class JournalMachine(RuleBasedStateMachine):
         if task.state != "open":
             expected = Accepted("ended", task.reply)
         else:
-            expected = Accepted("mine", taken=taken) if task.owner == me else Accepted("others")
-        assert self.runner.run(self.journals[me].accept(new(key.rpartition("/")[2]))) == expected
+            expected = Accepted("mine" if task.owner == me else "others", taken=taken)
+        asked = dataclasses.replace(new(key.rpartition("/")[2]), service=SERVICES[key])
+        assert self.runner.run(self.journals[me].accept(asked)) == expected
 
     @rule(me=owners, key=keys, reply=st.sampled_from(REPLIES), outcome=st.sampled_from(("ok", "busy")))
     def answer(self, me: str, key: str, reply: bytes | None, outcome: str) -> None:
@@ -103,18 +105,20 @@ class JournalMachine(RuleBasedStateMachine):
 
         self.runner.run(note())
 
-    @rule(me=owners, gone=st.sets(owners))
-    def claim(self, me: str, gone: set[str]) -> None:
+    @rule(me=owners, gone=st.sets(owners), services=st.none() | st.sets(st.sampled_from(sorted(SERVICES.values()))))
+    def claim(self, me: str, gone: set[str], services: set[str] | None) -> None:
         expected = set()
         ended = set()
         for key, task in self.tasks.items():
             if task.state != "done" and (self.dead(task.owner, me) or (task.owner in gone and task.owner != me)):
                 ended.add(task.owner)
-                self.take(task, me)
-                expected.add((key, task.state, task.reply, task.takeovers))
+                if services is None or SERVICES[key] in services:
+                    self.take(task, me)
+                    expected.add((key, task.state, task.reply, task.takeovers))
         self.alive = (self.alive - ended) | {me}  # who claims is alive
-        found = self.runner.run(self.journals[me].claim(gone))
+        found = self.runner.run(self.journals[me].claim(gone, services))
         assert {(task.key, task.state, task.reply, task.takeovers) for task in found} == expected
+        assert all(29_000 < task.left_ms <= 30_000 for task in found)
         assert [task.accepted_ms for task in found] == sorted(task.accepted_ms for task in found)
 
     @rule(me=owners)
