@@ -1,6 +1,9 @@
 # make demo    set everything up and ask the demo's questions; ARGS='--ask "…"' asks your own
-# make test    set everything up and run the tests (Mosquitto is installed by apt where that is possible)
+# make test    set everything up and run the tests (Mosquitto and PostgreSQL are installed by apt where that is possible)
 # make check   ruff and mypy
+# make chaos   kill, cut, delay and corrupt real processes for at most 15 minutes; CHAOS_SEED=N repeats a run
+# make fuzz    a million inputs and more for everything that reads bytes from outside
+# make soak    an hour's requests in five minutes: does anything grow?
 # make bench   the benchmarks, each against a peer in the same run
 # make clean   remove what the others made
 
@@ -10,13 +13,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench format mosquitto clean
+.PHONY: demo test check chaos fuzz soak bench format mosquitto postgresql clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/mqttcollab demo $(ARGS)
 
-test: $(VENV)/.dev mosquitto
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+test: $(VENV)/.dev mosquitto postgresql
+	$(BIN)/python -m pytest -m "not chaos and not soak" $(ARGS)
+
+chaos: $(VENV)/.dev mosquitto
+	$(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/pip install -q -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+soak: $(VENV)/.dev mosquitto
+	$(BIN)/python -m pytest -m soak -s tests/test_soak.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -62,6 +75,16 @@ mosquitto:
 	if [ -z "$$root" ] || ! { $$root apt-get update -q && $$root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 $$install; } >/dev/null; then \
 		echo "Mosquitto is not installed, and the tests need it: install mosquitto, mosquitto-clients and openssl" \
 			"(Debian, Ubuntu: $$install)."; exit 1; fi
+
+# Its tests are skipped with a reason where it is missing. No server of the system's own is started.
+postgresql:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then root=; \
+	elif [ "$$(id -u)" = 0 ]; then root=env; \
+	elif sudo -n true 2>/dev/null; then root=sudo; fi; \
+	if [ -z "$$root" ] || ! { $$root apt-get update -q && $$root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -q postgresql; } >/dev/null; then \
+		echo "PostgreSQL is not installed: the tests of the shared journal are skipped (Debian, Ubuntu: apt-get install postgresql)."; fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
