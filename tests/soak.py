@@ -33,7 +33,7 @@ AGENTS = ("steady-1", "steady-2", "steady-3")
 # by 3% and 2 MB; all else by one.
 _SHARE, _MB, _MORE = 0.03, 2.0, 1.0
 _COLUMNS = ("mb", "files", "threads", "tasks")
-# Mosquitto 2.0.11 keeps 2 kB of its tree for each retained topic that was ever set and cleared, and each orchestrated
+# Mosquitto 2.0.11 keeps a branch of its tree for each retained topic that was ever set and cleared, and an orchestrated
 # request sets some under slm/inference: the broker's use is shown, and judges nobody here.
 _SHOWN_ONLY = ("mosquitto",)
 # Why a request may end without an answer while connections break and agents come and go.
