@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TypeVar
 
 from mqttcollab.codec import decode
@@ -16,6 +17,8 @@ _log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 
 _REMEMBERED = 256
+# Lines in the log at once; after them one a second.
+_BURST = 20
 
 
 class Reader:
@@ -27,6 +30,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.problems: dict[str, str] = {}
+        self._lines, self._since, self._untold = float(_BURST), time.monotonic(), 0
 
     def agent_of(self, message: TransportMessage) -> str | None:
         """The agent in the topic; None for a topic that does not parse."""
@@ -59,9 +63,20 @@ class Reader:
         return name, content
 
     def note(self, topic: str, text: str) -> None:
-        """Remembers a problem; one that a device repeats at full speed does not fill the log."""
+        """Remembers a problem; a device that sends garbage at full speed does not fill the log."""
         if self.problems.get(topic) != text:
-            _log.warning("%s: %s", topic, text)
+            self._tell(topic, text)
         self.problems[topic] = text
         if len(self.problems) > _REMEMBERED:
             del self.problems[next(iter(self.problems))]
+
+    def _tell(self, topic: str, text: str) -> None:
+        now = time.monotonic()
+        self._lines = min(float(_BURST), self._lines + now - self._since)
+        self._since = now
+        if self._lines < 1:
+            self._untold += 1
+            return
+        self._lines -= 1
+        more, self._untold = f" (and {self._untold} more problems)" if self._untold else "", 0
+        _log.warning("%s: %s%s", topic if topic.isprintable() else repr(topic), text, more)

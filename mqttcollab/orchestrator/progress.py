@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import Any
 
@@ -30,6 +31,8 @@ class Progress:
         self._topics: dict[str, set[str]] = {}
         self._order: deque[str] = deque()
         self._queue: asyncio.Queue[TransportMessage] = asyncio.Queue(maxsize=4096)
+        self._uncleared: set[str] = set()  # what is over, and found the queue full
+        self._lost, self._warned = 0, 0.0
         self._writer = asyncio.create_task(self._write())
 
     def of(self, task: str) -> TaskProgress:
@@ -45,8 +48,9 @@ class Progress:
                 for old in self._topics.pop(self._order.popleft()):
                     self._put(TransportMessage(old, b"", retain=True))
         topic = slm_topic("inference", task, key)
-        self._topics[task].add(topic)
-        self._put(TransportMessage(topic, value.encode(), retain=True, expiry_s=_EXPIRY_S))
+        if self._put(TransportMessage(topic, value.encode(), retain=True, expiry_s=_EXPIRY_S)):
+            self._topics[task].add(topic)
+            self._uncleared.discard(topic)
 
     async def close(self) -> None:
         """Clears what it published."""
@@ -61,17 +65,27 @@ class Progress:
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
 
-    def _put(self, message: TransportMessage) -> None:
+    def _put(self, message: TransportMessage) -> bool:
         try:
             self._queue.put_nowait(message)
+            return True
         except asyncio.QueueFull:
-            _log.warning("%s was not published: the broker takes progress too slowly", message.topic)
+            if not message.payload:  # retained, it would stay at the broker
+                self._uncleared.add(message.topic)
+                return False
+        self._lost += 1
+        if time.monotonic() - self._warned > 1.0:
+            self._warned = time.monotonic()
+            _log.warning("progress was not published (%d topics so far): the broker takes it too slowly", self._lost)
+        return False
 
     async def _write(self) -> Any:
         while True:
             batch = [await self._queue.get()]
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
+            while self._uncleared and not self._queue.full():
+                self._queue.put_nowait(TransportMessage(self._uncleared.pop(), b"", retain=True))
             await asyncio.gather(*(self._publish(message) for message in batch))  # sent in this order
             for _ in batch:
                 self._queue.task_done()

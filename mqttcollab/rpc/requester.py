@@ -145,7 +145,7 @@ class Requester:
             if isinstance(error, DeadlineExceeded):
                 raise
             self._cancel(topic, request.id)
-            limit = f"{ttl_s:g} s" if loop.time() >= call.deadline else f"{idle_s:g} s without a sign of life"
+            limit = f"{ttl_s:g} s" if idle_s is None or loop.time() >= call.deadline else f"{idle_s:g} s without a sign of life"
             raise DeadlineExceeded(f"no answer from {topic} within {limit}") from None
         except asyncio.CancelledError:
             self._cancel(topic, request.id)
@@ -246,9 +246,11 @@ class Requester:
         left_ms = int(1000 * (call.deadline - asyncio.get_running_loop().time()))
         if call.done.done() or left_ms < 1:
             return
-        with contextlib.suppress(TransportError, TooLarge):
+        with contextlib.suppress(TransportError, TooLarge, TimeoutError):
             again = self._message(call.topic, call.request.model_copy(update={"ttl_ms": left_ms}))
-            if not await self.transport.publish(again) and last and not call.done.done():
+            async with asyncio.timeout_at(call.deadline):  # a broker that is away may come back later than that
+                reached = await self.transport.publish(again)
+            if not reached and last and not call.done.done():
                 call.done.set_exception(_nobody(call.topic))
 
     def _cancel(self, topic: str, request_id: str) -> None:

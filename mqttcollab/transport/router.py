@@ -89,5 +89,5 @@ class Router:
 
 def _levels(filter_: str) -> list[str]:
     if filter_.startswith("$share/"):
-        filter_ = filter_.split("/", 2)[2]
+        filter_ = filter_[len("$share/") :].partition("/")[2]
     return filter_.split("/")
