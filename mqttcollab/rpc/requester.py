@@ -145,7 +145,8 @@ class Requester:
             if isinstance(error, DeadlineExceeded):
                 raise
             self._cancel(topic, request.id)
-            limit = f"{ttl_s:g} s" if idle_s is None or loop.time() >= call.deadline else f"{idle_s:g} s without a sign of life"
+            silent = idle_s is not None and loop.time() < call.deadline
+            limit = f"{idle_s:g} s without a sign of life" if silent else f"{ttl_s:g} s"
             raise DeadlineExceeded(f"no answer from {topic} within {limit}") from None
         except asyncio.CancelledError:
             self._cancel(topic, request.id)
