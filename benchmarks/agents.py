@@ -1,13 +1,18 @@
-"""Agents in processes of their own for the orchestrator's benchmark: `experts <url>` and `orchestrator <url>`."""
+"""Agents in processes of their own for the orchestrator's benchmarks; `python -m benchmarks.agents <role> <url>`.
+
+Roles: `experts`, `orchestrator`, and `durable`: an orchestrator with a journal.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 import sys
+import tempfile
 
-from mqttcollab import Agent, Answer, Request
+from mqttcollab import Agent, AgentOptions, Answer, Request
 from mqttcollab.orchestrator import orchestrator_agent
 from mqttcollab.runtimes.embedders import WordLlamaEmbedder
 
@@ -35,7 +40,9 @@ async def main(role: str, url: str) -> None:
     if role == "experts":
         agents = [expert(service) for service in EXPERTS]
     else:
-        agents = [orchestrator_agent("bench-orchestrator", WordLlamaEmbedder(256))]
+        folder = tempfile.mkdtemp() if role == "durable" else None
+        options = AgentOptions(journal=folder and f"{folder}/journal")
+        agents = [orchestrator_agent(f"bench-{role}", WordLlamaEmbedder(256), agent_options=options)]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     for agent in agents:
@@ -44,6 +51,8 @@ async def main(role: str, url: str) -> None:
     await stop.wait()
     for agent in agents:
         await agent.stop()
+    if role == "durable":
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

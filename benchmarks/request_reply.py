@@ -28,15 +28,15 @@ async def measure(rounds: int | None = None) -> Result:
     latency: dict[str, list[float]] = {c.name: [] for c in contenders}
     throughput: dict[str, list[float]] = {c.name: [] for c in contenders}
     async with Broker("mosquitto") as broker, AsyncExitStack() as stack:
-        workers = {c.name: await _start(stack, c, broker.info.url) for c in contenders}
+        workers = {c.name: await start(stack, c, broker.info.url) for c in contenders}
         for worker in workers.values():
-            await _turn(worker, 1, WARM_UP_S)
-            await _turn(worker, MAX_IN_FLIGHT, WARM_UP_S)
+            await turn(worker, 1, WARM_UP_S)
+            await turn(worker, MAX_IN_FLIGHT, WARM_UP_S)
         for _ in range(rounds or ROUNDS):
             for name, worker in workers.items():
-                latency[name].append((await _turn(worker, 1, LATENCY_S))["median_ms"])
+                latency[name].append((await turn(worker, 1, LATENCY_S))["median_ms"])
             for name, worker in workers.items():
-                throughput[name].append((await _turn(worker, MAX_IN_FLIGHT, THROUGHPUT_S))["per_s"])
+                throughput[name].append((await turn(worker, MAX_IN_FLIGHT, THROUGHPUT_S))["per_s"])
     result: Result = {
         "contenders": {c.name: {"label": c.label, "note": c.load().NOTE} for c in contenders},
         "missing": missing,
@@ -57,7 +57,8 @@ def _aims(result: Result) -> Iterable[Result]:
         yield aim(f"throughput over that of {label}", each["median"], least=0.75 if peer == "bare_paho" else 1.0)
 
 
-async def _start(stack: AsyncExitStack, contender: Contender, url: str) -> asyncio.subprocess.Process:
+async def start(stack: AsyncExitStack, contender: Contender, url: str) -> asyncio.subprocess.Process:
+    """Starts a contender's two processes; returns the asking one."""
     for role in ("respond", "ask"):
         worker = await stack.enter_async_context(
             python("-m", "benchmarks.contenders.worker", role, contender.name, url)
@@ -66,7 +67,8 @@ async def _start(stack: AsyncExitStack, contender: Contender, url: str) -> async
     return worker
 
 
-async def _turn(worker: asyncio.subprocess.Process, in_flight: int, seconds: float) -> dict[str, float]:
+async def turn(worker: asyncio.subprocess.Process, in_flight: int, seconds: float) -> dict[str, float]:
+    """Has it ask for so long; returns what `worker` measures."""
     assert worker.stdin is not None
     worker.stdin.write(f"{in_flight} {seconds}\n".encode())
     answer: dict[str, float] = json.loads(await line_of(worker))

@@ -47,10 +47,10 @@ class Contender:
 
 
 OURS = Contender("ours", "mqttcollab")
+DURABLE = Contender("ours_durable", "mqttcollab with a journal", ("aiosqlite",))
 PEERS = (
-    Contender("ours_durable", "mqttcollab with a journal", ("aiosqlite",)),
     Contender("bare_paho", "bare paho"),
     Contender("aiomqtt_peer", "aiomqtt", ("aiomqtt",)),
     Contender("faststream_peer", "FastStream", ("faststream", "zmqtt")),
 )
-BY_NAME = {c.name: c for c in (OURS, *PEERS)}
+BY_NAME = {c.name: c for c in (OURS, DURABLE, *PEERS)}

@@ -154,8 +154,9 @@ class Journal(Protocol):
         """Notes, some time soon, that the last reply is with the broker."""
         ...
 
-    def append(self, key: str, kind: str, facts: Mapping[str, Any]) -> None:
-        """Notes, some time soon and in order, what happened to a task; lost where the process dies before.
+    def append(self, key: str, kind: str, facts: Mapping[str, Any] | str) -> None:
+        """Notes, some time soon and in order, what happened to a task (a map, or one as JSON); lost where the process
+        dies before.
 
         Every later `answer` of the same task is written with it or after it.
         """

@@ -18,7 +18,6 @@ from mqttcollab.journal.base import Accepted, Limits, NewTask
 _log = logging.getLogger(__name__)
 
 LARGEST = 512  # writes in a transaction: what waits behind it waits some milliseconds
-_GATHER_S = 0.002  # how long others get to join a batch, where others came with the last one
 _LINGER_S = 0.02  # how long what is not waited for lies until it goes alone
 _KEPT = 10_000  # of what is not waited for, while nothing can be written
 _R = TypeVar("_R")
@@ -146,10 +145,10 @@ class BatchedJournal(ABC):
             self._batch().sent.append(key)
             self._linger()
 
-    def append(self, key: str, kind: str, facts: Mapping[str, Any]) -> None:
+    def append(self, key: str, kind: str, facts: Mapping[str, Any] | str) -> None:
         """Notes, some time soon and in order, what happened to a task; lost where the process dies before."""
         if not self._closed:
-            text = json.dumps(facts, separators=(",", ":"), default=str)
+            text = facts if isinstance(facts, str) else json.dumps(facts, separators=(",", ":"), default=str)
             self._batch().entries.append(NewEntry(key, self.now_ms(), kind, text))
             self._linger()
 
@@ -211,7 +210,6 @@ class BatchedJournal(ABC):
             self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._news.set)
 
     async def _work(self) -> None:
-        together = 0  # writes that were waited for in the last batch: where it is one, no other comes while it waits
         while not (self._closed and not self._batches):
             await self._news.wait()
             self._news.clear()
@@ -219,11 +217,7 @@ class BatchedJournal(ABC):
                 self._lingering.cancel()
                 self._lingering = None
             while self._batches:
-                if together > 1 and len(self._batches[0]) < LARGEST and not self._closed:
-                    await asyncio.sleep(_GATHER_S)
-                batch = self._batches.popleft()
-                together = len(batch.accepts) + len(batch.answers)
-                if not await self._write_down(batch) and not self._is_waited_for():
+                if not await self._write_down(self._batches.popleft()) and not self._is_waited_for():
                     break  # what is kept waits for the next write, or for the lease's
 
     def _is_waited_for(self) -> bool:

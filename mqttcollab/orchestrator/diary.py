@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mqttcollab.messages import Part, Plan, Reply, Step
 from mqttcollab.orchestrator.decide import Decision, Kept
@@ -74,8 +75,8 @@ class Diary:
     def planned(self, decision: Decision) -> None:
         """Notes the plan."""
         if self.log is not None:
-            kept = [step.kept._asdict() for step in decision.steps]
-            self.log.note("plan", {"plan": _plain(decision.plan), "kept": kept})
+            kept = json.dumps([step.kept._asdict() for step in decision.steps])
+            self.log.note("plan", f'{{"plan":{_json(decision.plan)},"kept":{kept}}}')
 
     def dispatched(self, step: int, agent: str, service: str) -> str | None:
         """Notes that a subtask goes to an agent; returns the id of its request, None where any will do."""
@@ -96,8 +97,8 @@ class Diary:
     def ended(self, step: Step, reply: Reply, relevance: float) -> None:
         """Notes the answer to a step."""
         if self.log is not None:
-            self.log.note("step", {"step": _plain(step), "reply": _plain(reply), "relevance": relevance})
+            self.log.note("step", f'{{"step":{_json(step)},"reply":{_json(reply)},"relevance":{relevance!r}}}')
 
 
-def _plain(part: Part) -> dict[str, Any]:
-    return part.model_dump(mode="json", exclude_none=True)
+def _json(part: Part) -> str:
+    return part.model_dump_json(exclude_none=True)

@@ -30,7 +30,7 @@ class TaskLog:
     key: str
     history: Sequence[Entry] = ()
 
-    def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def note(self, kind: str, facts: Mapping[str, Any] | str) -> None:
         """Notes what happened, for whoever goes on with the task if this process dies."""
         self.journal.append(self.key, kind, facts)
 
