@@ -14,14 +14,14 @@ RUN pip install --no-cache-dir "llama-cpp-python>=0.3.7"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY mqttcollab mqttcollab
-RUN pip install --no-cache-dir ".[demo]"
+RUN pip install --no-cache-dir ".[demo,postgres,journal]"
 
 FROM python:3.11-slim
 # The OpenMP runtime of llama.cpp.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libgomp1 \
  && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 10001 mqttcollab
+RUN useradd --create-home --uid 10001 mqttcollab && install -d -o mqttcollab /data
 COPY --from=builder /venv /venv
 WORKDIR /app
 COPY devices devices
