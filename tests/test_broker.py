@@ -713,6 +713,12 @@ def test_compose_file_names_what_exists() -> None:
         executable = Path(sysconfig.get_path("scripts")) / program
         done = subprocess.run([executable, subcommand, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        if "--journal" in arguments:
+            journal = Path(arguments.pop(arguments.index("--journal") + 1))
+            arguments.remove("--journal")
+            (volume,) = service["volumes"]
+            assert volume == f"orchestrator-data:{journal.parent}" and "orchestrator-data" in compose["volumes"]
+            assert f"install -d -o mqttcollab {journal.parent}" in (ROOT / "Dockerfile").read_text()
         for argument in arguments:
             assert (ROOT / argument).is_file(), f"{argument} is missing"
         kind, check = service["healthcheck"]["test"]

@@ -110,6 +110,7 @@ async def test_a_task_outlives_its_agent(place: Place) -> None:
         async with place.slow(deaths=1):
             assert (await answer).output == "hello, says @slow-1 for the 2. time"
         assert place.begun == ["slow-1 hello"] * 2
+        await watcher.until(lambda: last_replies(watcher))
         assert len(last_replies(watcher)) == 1
 
 
@@ -176,6 +177,7 @@ async def test_a_task_is_handed_over_by_an_agent_that_is_stopped(place: Place) -
         assert not answer.done()
         async with place.slow("slow-2"):
             assert (await answer).output == "hello, says @slow-2 for the 2. time"
+        await watcher.until(lambda: last_replies(watcher))
         assert len(last_replies(watcher)) == 1
 
 
@@ -203,6 +205,7 @@ async def test_another_agent_takes_over(place: Place) -> None:
         answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
         assert await dies.ended() == -signal.SIGKILL
         assert (await answer).output == "hello, says @slow-2 for the 2. time"
+        await watcher.until(lambda: last_replies(watcher))
         assert len(last_replies(watcher)) == 1
 
 
@@ -214,6 +217,7 @@ async def test_nothing_is_answered_twice(place: Place) -> None:
         assert (await answer).output == "hello, says @slow-2 for the 2. time"  # once its lease has run out
         stopped.send(signal.SIGCONT)
         await asker.ask("again", service=SLOW, agent="slow-1")  # it would have told its answer before this one's
+        await watcher.until(lambda: len(last_replies(watcher)) > 1)
         assert [reply.output for reply in last_replies(watcher)][:1] == ["hello, says @slow-2 for the 2. time"]
         assert len(last_replies(watcher)) == 2
 
@@ -250,6 +254,7 @@ async def test_a_request_to_whoever_serves_a_name_is_repeated_where_no_journal_i
         dead = [agent for agent in (first, second) if agent.dead]
         assert len(dead) == 1
         assert (reply.output or "").endswith("for the 2. time")
+        await watcher.until(lambda: last_replies(watcher))
         assert len(last_replies(watcher)) == 1
 
 

@@ -128,9 +128,14 @@ def _check(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
+    alone = not db.in_transaction
+    if alone:
+        db.execute("BEGIN")  # so that all is of one moment: others may be making the file just now
+    ((others,),) = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
     ((mark,),) = db.execute("PRAGMA application_id").fetchall()
     ((version,),) = db.execute("PRAGMA user_version").fetchall()
-    ((others,),) = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    if alone:
+        db.execute("COMMIT")
     if mark != _MARK and (mark or version or others):
         raise ConfigError(f"the journal {path} is a database of something else: name another file")
     if version > VERSION:
