@@ -1,0 +1,86 @@
+"""The arena of a chaos test: a world with requesters, the verdict on what they got, and the table of all verdicts."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checker import Checker, Row
+from requesters import KINDS, Crowd
+from world import World
+
+
+@dataclass(slots=True)
+class Arena:
+    """A world with requesters, and the verdict on what they got.
+
+    Args:
+        name: of the fault.
+        seed: from which all choices of the test follow.
+        folder: for logs.
+        scale: of the number of tasks.
+    """
+
+    name: str
+    seed: str
+    folder: Path
+    scale: float
+    world: World = field(init=False)
+    checker: Checker = field(init=False)
+    rng: random.Random = field(init=False)
+    rows: list[Row] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.world = World(self.folder)
+
+    def count(self, tasks: int) -> int:
+        return max(1, int(tasks * self.scale))
+
+    @contextlib.asynccontextmanager
+    async def crowd(
+        self, orchestrators: Sequence[str], *, kinds: Sequence[str] = KINDS, url: str | None = None, ttl_s: float = 12.0
+    ) -> AsyncIterator[Crowd]:
+        """The requesters, connected; chosen by a random source of their own, so that faults don't change theirs."""
+        crowd = Crowd(self.checker, orchestrators, random.Random(f"{self.seed}:crowd"), kinds, ttl_s)
+        async with crowd.connected(url or self.world.url):
+            yield crowd
+
+    def verdict(self, durable: Collection[str] = ()) -> Row:
+        """Counts, notes the row, and fails where something is lost, wrong, uncoded, or answered twice."""
+        executed = Counter(self.world.executed())
+        row = self.checker.row(self.name, self.seed, executed, durable, time.monotonic() - self._started)
+        self.rows.append(row)
+        bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
+        details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
+        details += [b" | ".join(seen).decode() for seen in self.checker.observer.twice(durable)[:3]]
+        broken = {"lost": row.lost, "wrong": row.wrong, "uncoded": row.uncoded, "twice": row.twice}
+        assert not any(broken.values()), "\n".join([f"{broken}; seed {self.seed}; logs in {self.folder}", *details])
+        assert row.ok > 0
+        return row
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """The rows and their sum, and how long recovery took."""
+    numbers = ("tasks", "ok", "partial", "timer", "lost", "wrong", "uncoded", "twice", "twice_elsewhere")
+    numbers += ("repeated", "double_work", "faults", "seconds")
+    heads = {"twice_elsewhere": "twice*", "double_work": "double", "seconds": "s"}
+    width = max(len(row.fault) for row in rows)
+    yield f"{'fault':{width}}" + "".join(f"{heads.get(n, n):>9}" for n in numbers) + "  errors by code"
+    for row in rows:
+        errors = ", ".join(f"{code} {count}" for code, count in row.errors.items())
+        yield f"{row.fault:{width}}" + "".join(f"{getattr(row, n):>9}" for n in numbers) + f"  {errors}"
+    yield f"{'all':{width}}" + "".join(f"{round(sum(getattr(row, n) for row in rows), 1):>9}" for n in numbers)
+    yield "timer: deadline_exceeded by the requester's own timer; repeated: the same bytes again on the wire;"
+    yield "twice*: different replies on the wire where once is not promised: no journal, or anycast over several of them"
+    for row in rows:
+        for name, times in row.recovery.items():
+            ordered = sorted(times)
+            middle, most = ordered[len(ordered) // 2], ordered[-1]
+            yield f"{row.fault}, {name}: median {middle:.2f} s, max {most:.2f} s of {len(ordered)}"

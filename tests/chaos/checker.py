@@ -1,0 +1,190 @@
+"""What requesters sent against what they got, and what an observer saw on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from worker import ECHO, answer_to, tokens
+
+from mqttcollab.config import BrokerAddress
+from mqttcollab.errors import ErrorCode
+from mqttcollab.transport.base import TransportMessage
+from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
+
+CODES = get_args(ErrorCode)
+
+
+@dataclass(slots=True)
+class Task:
+    """A request as its requester sees it.
+
+    Attributes:
+        token: what is asked, unique.
+        expected: the token that the answer must have.
+        steps: how many services work on it, one after the other.
+        sent, ended: loop times.
+        outcome: `ok`; `partial`: an answer that says what is missing; an error code of the protocol; `timer`:
+            `deadline_exceeded` by the requester's own timer. What must not be: `lost`, `wrong`, `uncoded`.
+        said: what the error said.
+    """
+
+    token: str
+    steps: int
+    sent: float
+    expected: str = ""
+    ended: float | None = None
+    outcome: str = ""
+    said: str = ""
+
+    def __post_init__(self) -> None:
+        self.expected = self.token
+        for _ in range(self.steps):
+            self.expected = answer_to(self.expected)
+
+    @property
+    def chain(self) -> Iterator[str]:
+        """What its workers are asked, one after the other."""
+        token = self.token
+        for _ in range(self.steps):
+            yield token
+            token = answer_to(token)
+
+    def answered(self, output: str | None, missing: Collection[str]) -> None:
+        """Notes an answer."""
+        if self.expected in tokens(output or ""):
+            self.end("ok")
+        elif missing:
+            self.end("partial", "; ".join(missing))
+        else:
+            self.end("wrong", f"expected {self.expected}, got {output!r}")
+
+    def end(self, outcome: str, said: str = "") -> None:
+        """Notes how it ended."""
+        assert self.ended is None, f"{self.token} ended twice at its requester"
+        self.ended = _now()
+        self.outcome, self.said = outcome, said
+
+
+@dataclass(slots=True)
+class Observer:
+    """Sees every last reply on the wire, and every request to a worker, past all that disturbs the others."""
+
+    url: str
+    replies: dict[str, Counter[bytes]] = field(default_factory=lambda: defaultdict(Counter))
+    answers: list[tuple[float, str, str]] = field(default_factory=list)
+    asked: list[tuple[float, str, str]] = field(default_factory=list)
+    _transport: MqttTransport = field(init=False)
+
+    async def start(self) -> None:
+        options = MqttOptions(session_expiry_s=300, backoff_s=0.02, backoff_max_s=0.1)
+        self._transport = MqttTransport(BrokerAddress.parse(self.url), "chaos-observer", options=options)
+        await self._transport.subscribe("reply.gpt/#", self._on_reply)
+        await self._transport.subscribe(f"{ECHO}/+/request", self._on_request)
+        await self._transport.connect()
+
+    async def stop(self) -> None:
+        await self._transport.close()
+
+    def _on_reply(self, message: TransportMessage) -> None:
+        reply: dict[str, Any] = json.loads(message.payload)
+        if reply.get("last", True):
+            self.replies[message.topic][message.payload] += 1
+            self.answers.append((_now(), reply.get("agent", ""), message.topic))
+
+    def _on_request(self, message: TransportMessage) -> None:
+        request: dict[str, Any] = json.loads(message.payload)
+        requester = request["reply_to"].split("/")[1][1:]
+        self.asked.append((_now(), requester, tokens(request["input"])[-1]))
+
+    def twice(self, agents: Collection[str]) -> list[list[bytes]]:
+        """The different last replies of those requests that got several, at least one of them by one of `agents`."""
+        many = [list(seen) for seen in self.replies.values() if len(seen) > 1]
+        return [seen for seen in many if any(json.loads(one).get("agent") in agents for one in seen)]
+
+    @property
+    def repeated(self) -> int:
+        """Last replies that came again with the same bytes."""
+        return sum(seen.total() - len(seen) for seen in self.replies.values())
+
+
+@dataclass(slots=True)
+class Row:
+    """What came of one fault."""
+
+    fault: str
+    seed: str
+    tasks: int
+    ok: int
+    partial: int
+    timer: int
+    errors: dict[str, int]
+    lost: int
+    wrong: int
+    uncoded: int
+    twice: int
+    twice_elsewhere: int
+    repeated: int
+    double_work: int
+    faults: int
+    seconds: float
+    recovery: dict[str, list[float]]
+
+
+@dataclass(slots=True)
+class Checker:
+    """Keeps all tasks of a test, and judges them at its end."""
+
+    observer: Observer
+    tasks: list[Task] = field(default_factory=list)
+    recovery: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    faults: int = 0
+
+    def open_at(self, moment: float) -> list[Task]:
+        """Tasks that were under way at a loop time."""
+        return [t for t in self.tasks if t.sent < moment and (t.ended is None or t.ended > moment)]
+
+    def resumed(self, killed: float, agent: str) -> float | None:
+        """Seconds from a kill to the first step that the agent's next life asks for a task of the life before."""
+        before = {token for task in self.open_at(killed) for token in task.chain}
+        # What the dead process had sent may still be on its way for a moment.
+        times = [time for time, who, token in self.observer.asked if who == agent and token in before]
+        return min((time - killed for time in times if time > killed + 0.1), default=None)
+
+    def answered_after(self, moment: float, *, sent_after: float) -> float | None:
+        """Seconds from a moment to the first answer to a request sent after another moment."""
+        times = [t.ended for t in self.tasks if t.outcome == "ok" and t.ended is not None and t.sent > sent_after]
+        return min((time - moment for time in times if time > moment), default=None)
+
+    def row(self, fault: str, seed: str, executed: Counter[str], durable: Collection[str], seconds: float) -> Row:
+        """The counts; `durable` are agents that must never answer one request in two ways."""
+        outcomes = Counter(task.outcome or "lost" for task in self.tasks)
+        mine = {token for task in self.tasks for token in task.chain}
+        twice = len(self.observer.twice(durable))
+        return Row(
+            fault=fault,
+            seed=seed,
+            tasks=len(self.tasks),
+            ok=outcomes["ok"],
+            partial=outcomes["partial"],
+            timer=outcomes["timer"],
+            errors={code: outcomes[code] for code in CODES if outcomes[code]},
+            lost=outcomes["lost"],
+            wrong=outcomes["wrong"],
+            uncoded=outcomes["uncoded"],
+            twice=twice,
+            twice_elsewhere=len([seen for seen in self.observer.replies.values() if len(seen) > 1]) - twice,
+            repeated=self.observer.repeated,
+            double_work=sum(count - 1 for token, count in executed.items() if token in mine),
+            faults=self.faults,
+            seconds=round(seconds, 1),
+            recovery={name: [round(s, 3) for s in times] for name, times in self.recovery.items()},
+        )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
