@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row.fault:{width}}" + "".join(f"{getattr(row, n):>9}" for n in numbers) + f"  {errors}"
     yield f"{'all':{width}}" + "".join(f"{round(sum(getattr(row, n) for row in rows), 1):>9}" for n in numbers)
     yield "timer: deadline_exceeded by the requester's own timer; repeated: the same bytes again on the wire;"
-    yield "twice*: different replies on the wire where once is not promised: no journal, or anycast over several of them"
+    yield "twice*: different replies on the wire where once is not promised: without a journal, or with one each"
     for row in rows:
         for name, times in row.recovery.items():
             ordered = sorted(times)
