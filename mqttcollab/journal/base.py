@@ -18,7 +18,7 @@ class NewTask:
     Attributes:
         key: its reply topic, which holds the requester's name and the request's id.
         service: under which it was asked.
-        request: the request as a JSON message.
+        request: the request as a message, in the requester's own encoding.
         ttl_ms: what is left of its time to live.
         tenant: who pays; empty for none.
     """
@@ -42,9 +42,10 @@ class Task:
     Attributes:
         owner: the incarnation of the agent that works on it, `<name>/<epoch>`.
         outcome: `ok` or an error code once it has ended; empty before.
-        request: the request as a JSON message; empty where it was not asked for.
-        reply: the last reply's payload (JSON or CBOR, as the requester wanted); None before, without one, or where it
-            was not asked for.
+        left_ms: what was left of its time to live when it was read, by the journal's clock; 0 once that is over.
+        request: as in NewTask; empty where it was not asked for.
+        reply: the last reply as a message, in the requester's encoding; None before, without one, or where it was not
+            asked for.
         takeovers: how often it has passed from one owner to another.
     """
 
@@ -55,6 +56,7 @@ class Task:
     state: TaskState
     accepted_ms: int
     deadline_ms: int
+    left_ms: int
     ended_ms: int | None
     outcome: str
     request: bytes
@@ -68,7 +70,7 @@ class Task:
 
 
 class Entry(NamedTuple):
-    """Something that happened to a task: what (`plan`, `dispatch`, `step`, …), when, and its facts as JSON holds them."""
+    """Something that happened to a task: when, what (`plan`, `dispatch`, `step`, …), and its facts as JSON holds them."""
 
     time_ms: int
     owner: str
@@ -79,12 +81,14 @@ class Entry(NamedTuple):
 class Accepted(NamedTuple):
     """What `Journal.accept` says.
 
-    `mine`: the task is the caller's, now on disk, and to be begun (also where it takes over a dead owner's). `others`:
-    an owner that lives works on it. `ended`: it has ended; `reply` is to be sent again, if there is one.
+    `mine`: the task is the caller's, now on disk, and to be begun; `taken` says that it was a dead owner's, so that it
+    may have a history. `others`: an owner that lives works on it. `ended`: it has ended; `reply` is to be sent again, if
+    there is one.
     """
 
     state: Literal["mine", "others", "ended"]
     reply: bytes | None = None
+    taken: bool = False
 
 
 class Filter(NamedTuple):
@@ -180,7 +184,7 @@ class Journal(Protocol):
         ...
 
     async def prune(self, *, older_than_s: float = 0.0, dry_run: bool = False) -> int:
-        """Deletes tasks that ended at least so many seconds ago, with their history; returns how many. Open ones stay."""
+        """Deletes tasks that ended at least so many seconds ago, and their history; returns how many. Open ones stay."""
         ...
 
     async def secret(self) -> bytes:
