@@ -10,6 +10,17 @@ from collections.abc import AsyncIterator
 from arena import Arena
 from world import Program
 
+WORKERS = ("w-1", "w-2", "w-3")
+
+
+async def fleet(arena: Arena, *orchestrators: str, url: str | None = None) -> None:
+    """Starts workers and orchestrators, and waits until they are there."""
+    for name in WORKERS:
+        arena.world.worker(name, url)
+    for name in orchestrators:
+        arena.world.orchestrator(name, url=url)
+    await arena.world.online(*WORKERS, *orchestrators)
+
 
 async def at_random(
     arena: Arena, sending: asyncio.Task[None], *, pause_s: tuple[float, float] = (0.5, 2.0)

@@ -6,19 +6,9 @@ import asyncio
 
 import pytest
 from arena import Arena
-from faults import at_random, kill_and_restart, restart_broker
+from faults import WORKERS, at_random, fleet, kill_and_restart, restart_broker
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
-
-WORKERS = ("w-1", "w-2", "w-3")
-
-
-async def fleet(arena: Arena, *orchestrators: str) -> None:
-    for name in WORKERS:
-        arena.world.worker(name)
-    for name in orchestrators:
-        arena.world.orchestrator(name)
-    await arena.world.online(*WORKERS, *orchestrators)
 
 
 async def test_broker_killed(arena: Arena) -> None:
