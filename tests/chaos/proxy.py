@@ -14,6 +14,13 @@ _OURS = 60_000  # packet identifiers from here on stand for copies; the broker c
 _MOST_COPIES = 5_000
 
 
+class _Line(asyncio.Queue[tuple[float, bytes]]):
+    """Packets under way one way, each with the loop time at which it came in."""
+
+    def take(self, packet: bytes) -> None:
+        self.put_nowait((asyncio.get_running_loop().time(), packet))
+
+
 @dataclass(slots=True)
 class Weather:
     """What happens to packets; may be changed while they pass. All off at first.
@@ -126,7 +133,7 @@ class Proxy:
             async for packet in packets(reader):
                 if packet[0] & 0xF0 == _PUBACK and _identifier(packet, _body(packet)) >= _OURS:
                     continue  # of a copy, of which the broker knows nothing
-                line.put_nowait(packet)
+                line.take(packet)
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held: bytes | None = None
@@ -137,17 +144,17 @@ class Proxy:
                 if at_least_once and held is None and self.rng.random() < self.weather.swap:
                     held, self.swapped = packet, self.swapped + 1
                     continue
-                line.put_nowait(packet)
+                line.take(packet)
                 if held is not None:
-                    line.put_nowait(held)
+                    line.take(held)
                     held = None
                 if at_least_once and self.rng.random() < self.weather.double:
                     self.doubled += 1
-                    line.put_nowait(_copy(packet, _OURS + self.doubled % _MOST_COPIES))
+                    line.take(_copy(packet, _OURS + self.doubled % _MOST_COPIES))
 
     @contextlib.asynccontextmanager
-    async def _line(self, writer: asyncio.StreamWriter) -> AsyncIterator[asyncio.Queue[bytes]]:
-        line: asyncio.Queue[bytes] = asyncio.Queue()
+    async def _line(self, writer: asyncio.StreamWriter) -> AsyncIterator[_Line]:
+        line = _Line()
         task = asyncio.create_task(self._carry(line, writer))
         try:
             yield line
@@ -157,18 +164,18 @@ class Proxy:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _carry(self, line: asyncio.Queue[bytes], writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, line: _Line, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         free = loop.time()
         while True:
-            packet = await line.get()
+            came, packet = await line.get()
             weather = self.weather
-            wait_s = self.rng.uniform(*weather.delay_s)
+            due = came + self.rng.uniform(*weather.delay_s)
             if self.rng.random() < weather.loss:
-                wait_s += weather.retransmit_s
-            free = max(free, loop.time() + wait_s) if wait_s else free
+                due += weather.retransmit_s
+            free = max(free, due)
             if weather.bytes_per_s:
-                free = max(free, loop.time()) + len(packet) / weather.bytes_per_s
+                free += len(packet) / weather.bytes_per_s
             if free > loop.time():
                 await asyncio.sleep(free - loop.time())
             await self._open.wait()
