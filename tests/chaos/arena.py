@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,9 @@ class Arena:
         seed: from which all choices of the test follow.
         folder: for logs.
         scale: of the number of tasks.
+
+    Attributes:
+        once: agents that must never answer one request in two ways.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Arena:
     checker: Checker = field(init=False)
     rng: random.Random = field(init=False)
     rows: list[Row] = field(default_factory=list)
+    once: set[str] = field(default_factory=set)
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -52,14 +56,19 @@ class Arena:
         async with crowd.connected(url or self.world.url):
             yield crowd
 
-    def verdict(self, durable: Collection[str] = ()) -> Row:
+    def recovered(self, what: str, seconds: float | None) -> None:
+        """Notes how long a recovery took; None: there was nothing to go on with, or nobody to see it."""
+        if seconds is not None:
+            self.checker.recovery[what].append(seconds)
+
+    def verdict(self) -> Row:
         """Counts, notes the row, and fails where something is lost, wrong, uncoded, or answered twice."""
         executed = Counter(self.world.executed())
-        row = self.checker.row(self.name, self.seed, executed, durable, time.monotonic() - self._started)
+        row = self.checker.row(self.name, self.seed, executed, self.once, time.monotonic() - self._started)
         self.rows.append(row)
         bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
         details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
-        details += [b" | ".join(seen).decode() for seen in self.checker.observer.twice(durable)[:3]]
+        details += [b" | ".join(seen).decode() for seen in self.checker.observer.twice(self.once)[:3]]
         broken = {"lost": row.lost, "wrong": row.wrong, "uncoded": row.uncoded, "twice": row.twice}
         assert not any(broken.values()), "\n".join([f"{broken}; seed {self.seed}; logs in {self.folder}", *details])
         assert row.ok > 0

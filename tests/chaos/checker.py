@@ -160,11 +160,11 @@ class Checker:
         times = [t.ended for t in self.tasks if t.outcome == "ok" and t.ended is not None and t.sent > sent_after]
         return min((time - moment for time in times if time > moment), default=None)
 
-    def row(self, fault: str, seed: str, executed: Counter[str], durable: Collection[str], seconds: float) -> Row:
-        """The counts; `durable` are agents that must never answer one request in two ways."""
+    def row(self, fault: str, seed: str, executed: Counter[str], once: Collection[str], seconds: float) -> Row:
+        """The counts; `once` are agents that must never answer one request in two ways."""
         outcomes = Counter(task.outcome or "lost" for task in self.tasks)
         mine = {token for task in self.tasks for token in task.chain}
-        twice = len(self.observer.twice(durable))
+        twice = len(self.observer.twice(once))
         return Row(
             fault=fault,
             seed=seed,

@@ -6,6 +6,8 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
 
 from arena import Arena
 from world import Program
@@ -13,12 +15,32 @@ from world import Program
 WORKERS = ("w-1", "w-2", "w-3")
 
 
-async def fleet(arena: Arena, *orchestrators: str, url: str | None = None) -> None:
-    """Starts workers and orchestrators, and waits until they are there."""
+async def fleet(
+    arena: Arena,
+    *orchestrators: str,
+    journal: Literal["shared", "own", "none"] = "shared",
+    folder: Path | None = None,
+    url: str | None = None,
+    **more: str,
+) -> None:
+    """Starts workers and orchestrators, and waits until they are there.
+
+    Args:
+        arena: where.
+        orchestrators: their names; once is once for those that share a journal, or are alone with theirs.
+        journal: whether they share one, have one each, or none.
+        folder: where journals are kept; None: the arena's.
+        url: of a proxy before the broker.
+        **more: added to the environment of orchestrators.
+    """
     for name in WORKERS:
         arena.world.worker(name, url)
     for name in orchestrators:
-        arena.world.orchestrator(name, url=url)
+        file = (folder or arena.folder) / ("journal.db" if journal == "shared" else f"{name}.db")
+        words = () if journal == "none" else ("--journal", str(file))
+        arena.world.orchestrator(name, *words, url=url, **more)
+    if journal == "shared" or (journal == "own" and len(orchestrators) == 1):
+        arena.once |= set(orchestrators)
     await arena.world.online(*WORKERS, *orchestrators)
 
 

@@ -1,66 +1,89 @@
-"""kill -9 of the broker, of orchestrators and of agents."""
+"""kill -9 of the broker, of orchestrators and of agents, at random times and at chosen points."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from arena import Arena
+from crashing import POINTS
 from faults import WORKERS, at_random, fleet, kill_and_restart, restart_broker
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
+NAMES = ("orc-1", "orc-2")
 
-async def test_broker_killed(arena: Arena) -> None:
-    await fleet(arena, "orc-1", "orc-2")
+
+@pytest.mark.parametrize("keeps", ["keeps its data", "forgets everything"])
+async def test_broker_killed(arena: Arena, keeps: str) -> None:
+    await fleet(arena, *NAMES)
     times = []
-    async with arena.crowd(["orc-1", "orc-2"]) as crowd, crowd.asking(arena.count(800), 40) as sending:
+    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(800), 40) as sending:
         async for rng in at_random(arena, sending, pause_s=(2.0, 4.0)):
-            times.append(await restart_broker(arena, away_s=rng.uniform(0, 1)))
-    note_returns(arena, times)
-    arena.verdict()
-
-
-async def test_broker_forgets_everything(arena: Arena) -> None:
-    await fleet(arena, "orc-1", "orc-2")
-    times = []
-    async with arena.crowd(["orc-1", "orc-2"]) as crowd, crowd.asking(arena.count(800), 40) as sending:
-        async for rng in at_random(arena, sending, pause_s=(3.0, 5.0)):
-            times.append(await restart_broker(arena, away_s=rng.uniform(0, 1), forgetful=True))
-    note_returns(arena, times)
+            forgetful = keeps == "forgets everything"
+            times.append(await restart_broker(arena, away_s=rng.uniform(0, 1), forgetful=forgetful))
+    for killed, returned in times:
+        arena.recovered(
+            "from the broker's return to the first new answer",
+            arena.checker.answered_after(returned, sent_after=killed),
+        )
     arena.verdict()
 
 
 async def test_workers_killed(arena: Arena) -> None:
-    await fleet(arena, "orc-1", "orc-2")
-    async with arena.crowd(["orc-1", "orc-2"]) as crowd, crowd.asking(arena.count(800), 40) as sending:
+    await fleet(arena, *NAMES)
+    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(800), 40) as sending:
         async for rng in at_random(arena, sending):
             await kill_and_restart(arena, arena.world.programs[rng.choice(WORKERS)], away_s=rng.uniform(0, 1))
     arena.verdict()
 
 
-async def test_orchestrators_killed(arena: Arena) -> None:
-    names = ["orc-1", "orc-2"]
+@pytest.mark.parametrize("who", ["one alone", "two sharing a journal", "two with one each"])
+async def test_orchestrators_killed(arena: Arena, who: str) -> None:
+    names = NAMES[:1] if who == "one alone" else NAMES
+    await fleet(arena, *names, journal="own" if who == "two with one each" else "shared")
+    await kill_in_turn(arena, names, arena.count(800))
+    arena.verdict()
+
+
+@pytest.mark.parametrize("who", ["one alone", "two sharing a journal"])
+async def test_orchestrators_crash_at_points(arena: Arena, who: str) -> None:
+    """Each life ends by itself the nth time that it comes to a point in the handling of requests; the next is begun."""
+    names = NAMES[:1] if who == "one alone" else NAMES
     await fleet(arena, *names)
-    kills = []
     async with arena.crowd(names) as crowd, crowd.asking(arena.count(800), 40) as sending:
+        await asyncio.gather(*(_crash_again_and_again(arena, name, sending) for name in names))
+    arena.verdict()
+
+
+async def _crash_again_and_again(arena: Arena, name: str, sending: asyncio.Task[None]) -> None:
+    program = arena.world.programs[name]
+    program.kill()
+    points = list(POINTS)
+    while not sending.done():
+        arena.rng.shuffle(points)
+        for point in points:
+            program.start(CHAOS_CRASH=f"{point}:{arena.rng.randint(1, 30)}")
+            ended = asyncio.ensure_future(program.ended())
+            await asyncio.wait([ended, sending], return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if sending.done():
+                break
+            arena.checker.faults += 1
+    program.kill()
+    program.start()
+
+
+async def kill_in_turn(arena: Arena, names: Sequence[str], tasks: int) -> None:
+    """kill -9 of one orchestrator after the other while tasks run; notes how long each took to go on."""
+    kills = []
+    async with arena.crowd(names) as crowd, crowd.asking(tasks, 40) as sending:
         async for rng in at_random(arena, sending, pause_s=(1.5, 3.0)):
             name = rng.choice(names)
             kills.append((await kill_and_restart(arena, arena.world.programs[name]), name))
             await asyncio.sleep(1)
-    note_resumed(arena, kills)
-    arena.verdict()
-
-
-def note_returns(arena: Arena, times: list[tuple[float, float]]) -> None:
-    """How long after the broker's return a request that was sent after its death was answered."""
-    for killed, returned in times:
-        if (seconds := arena.checker.answered_after(returned, sent_after=killed)) is not None:
-            arena.checker.recovery["from the broker's return to the first new answer"].append(seconds)
-
-
-def note_resumed(arena: Arena, kills: list[tuple[float, str]]) -> None:
-    """How long after its kill the next life of an orchestrator went on with a task of the life before."""
     for killed, name in kills:
-        if (seconds := arena.checker.resumed(killed, name)) is not None:
-            arena.checker.recovery["from the kill of an orchestrator to the first resumed step"].append(seconds)
+        arena.recovered(
+            "from the kill of an orchestrator to the first resumed step", arena.checker.resumed(killed, name)
+        )

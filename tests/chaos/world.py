@@ -156,8 +156,9 @@ class World:
         return self.add(name, [sys.executable, str(_HERE / "worker.py"), name, str(self.executions)], url)
 
     def orchestrator(self, name: str, *words: str, url: str | None = None, **more: str) -> Program:
-        """Starts an orchestrator."""
-        return self.add(name, [sys.executable, "-m", "mqttcollab", "orchestrator", "--name", name, *words], url, **more)
+        """Starts an orchestrator; with CHAOS_CRASH in its environment it kills itself, see `crashing.py`."""
+        script = str(_HERE / "crashing.py")
+        return self.add(name, [sys.executable, script, "orchestrator", "--name", name, *words], url, **more)
 
     async def online(self, *names: str) -> None:
         """Waits until agents have said that they are there."""
