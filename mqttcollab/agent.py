@@ -12,6 +12,7 @@ from typing import Any
 from mqttcollab.cms.registry import Registry
 from mqttcollab.declaration import AgentOptions, Declaration
 from mqttcollab.errors import ConfigError, MqttCollabError
+from mqttcollab.journal import Journal
 from mqttcollab.life import Life, TransportFactory
 from mqttcollab.messages import ContextItem, Observation, Parameters, Reply
 from mqttcollab.peers import Limits
@@ -182,6 +183,11 @@ class Agent(Declaration):
     def transport(self) -> Transport:
         """The connection to the broker."""
         return self._running().transport
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where durable services write their requests down; None without one."""
+        return self._running().journal
 
     @property
     def presence(self) -> Presence:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from mqttcollab.errors import ConfigError
 
 BROKER_VARIABLE = "MQTTCOLLAB_BROKER"
+JOURNAL_VARIABLE = "MQTTCOLLAB_JOURNAL"
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 
 MqttVersion = Literal["auto", "5", "3.1.1"]

@@ -12,12 +12,14 @@ from pydantic import ValidationError
 
 from mqttcollab.codec import MAX_PAYLOAD, VectorType, encode
 from mqttcollab.errors import ConfigError
+from mqttcollab.journal import Limits
 from mqttcollab.messages import Profile, ServiceRecord
 from mqttcollab.presence import typed
 from mqttcollab.service import HandlerFunction, Service, first_line, function_service, record_of
 from mqttcollab.topics import agent_topic, check_agent, record_topic, slm_topic
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions
+from mqttcollab.trouble import Troubled, Troubles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,9 @@ class AgentOptions:
         visible: whether it announces itself; False for a client that only asks and watches.
         vectors: element type of the embeddings it publishes.
         update_s: the least pause, in seconds, between two publications of records that change (`Agent.update`).
+        journal: a file, or the URL of a PostgreSQL server: requests to services that are `durable` are written down
+            there before they are acknowledged, and outlive the process. None: no service is durable.
+        keep: what the journal keeps of what has ended.
         connection: time-outs and limits of the connection. The session outlives it for five minutes by default,
             so that a request sent while the agent reboots arrives.
     """
@@ -59,6 +64,8 @@ class AgentOptions:
     visible: bool = True
     vectors: VectorType = "int8"
     update_s: float = 1.0
+    journal: str | None = None
+    keep: Limits = Limits()  # noqa: RUF009 - immutable
     connection: MqttOptions = MqttOptions(session_expiry_s=300)  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -125,6 +132,7 @@ class Declaration:
         self.services: dict[str, Service] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.repeated: list[tuple[float, Repeated]] = []
+        self.troubles = Troubles()
         self._changes: dict[str, dict[str, Any]] = {}
         self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
         self.profile()
@@ -194,6 +202,27 @@ class Declaration:
             slm_topic("models", model, key)
         self.models[model] = facts
 
+    def degrade(self, source: str, reason: str) -> None:
+        """Says that something is wrong: the agent's status is `degraded` until the source recovers.
+
+        Several sources may be in trouble at once; the status gives all reasons. It is said at once, but at most every
+        second, however often it changes; after a reconnection or a new start it is said again. From any thread.
+
+        Args:
+            source: what is in trouble, a name of the caller's choice: `"disk"`.
+            reason: what is wrong, in one line; a status gives at most 200 characters.
+        """
+        self.troubles.tell(source, reason or source)
+
+    def recover(self, source: str) -> None:
+        """Says that nothing is wrong with a source any more. From any thread."""
+        self.troubles.tell(source, None)
+
+    def watch(self, source: str, part: Troubled) -> None:
+        """Is degraded for as long as a part of the agent (a journal, a model's runtime) says that it is in trouble."""
+        part.on_trouble(lambda reason: self.troubles.tell(source, reason))
+        self.troubles.tell(source, part.trouble)
+
     def profile(self) -> Profile:
         """What the agent is, for others; raises ConfigError where a fact about it can't be sent."""
         try:
@@ -219,6 +248,7 @@ class Declaration:
 
     def _record(self, service: Service, changes: dict[str, Any]) -> ServiceRecord:
         record = record_of(service, self.name, self.place, self.options.heartbeat_s, self.embedder, **changes)
+        record.durable = service.durable and self.options.journal is not None
         record.centroid = self._centroid(record)
         size = len(encode(record))
         if size > self.options.limit:

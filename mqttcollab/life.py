@@ -12,11 +12,13 @@ from typing import Any
 from mqttcollab.cms.registry import Registry
 from mqttcollab.config import BrokerAddress
 from mqttcollab.declaration import Declaration, Repeated
-from mqttcollab.errors import MqttCollabError
+from mqttcollab.errors import JournalError, MqttCollabError
+from mqttcollab.journal import Journal, open_journal
 from mqttcollab.messages import Load
 from mqttcollab.peers import Peers
 from mqttcollab.presence import Presence, typed
 from mqttcollab.rpc import Requester, Responder
+from mqttcollab.rpc.durable import TakeOver
 from mqttcollab.sensing import Senses
 from mqttcollab.service import adapt
 from mqttcollab.topics import agent_topic, record_topic
@@ -40,7 +42,7 @@ class Life:
     def __init__(self, agent: Declaration, broker: str | TransportFactory | None) -> None:
         options = agent.options
         records = [record_topic(service, agent.name) for service in agent.services]
-        self.presence = Presence(agent.name, records, agent.descriptions, options.update_s)
+        self.presence = Presence(agent.name, records, agent.descriptions, options.update_s, agent.troubles)
         if callable(broker):
             self.transport = broker(agent.name, self.presence.will)
         else:
@@ -55,6 +57,7 @@ class Life:
         self.registry = Registry(self.transport, agent.embedder)
         self.peers = Peers(self.requester, self.registry, options.match_threshold)
         self.senses = Senses(self.transport, agent.name, agent.place, agent.embedder, options.vectors)
+        self.journal: Journal | None = None
         self._agent = agent
         self._undo = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -72,6 +75,8 @@ class Life:
 
     async def _connect(self, undo: contextlib.AsyncExitStack, patience_s: float | None) -> None:
         agent, ready = self._agent, asyncio.Event()
+        if agent.options.journal is not None:
+            await self._open_journal(undo, agent.options.journal)
         undo.push_async_callback(self.transport.close)
         undo.push_async_callback(self.presence.stop)
         await self.requester.start()
@@ -81,6 +86,7 @@ class Life:
                 adapt(service, agent.name, ready),
                 concurrency=service.concurrency,
                 queue_size=agent.options.queue_size,
+                journal=self.journal if service.durable else None,
             )
         await self.presence.start(visible=agent.options.visible)
         await self.transport.connect(patience_s=patience_s)
@@ -94,16 +100,44 @@ class Life:
         undo.push_async_callback(self._finish_requests)
         ready.set()
 
+    async def _open_journal(self, undo: contextlib.AsyncExitStack, where: str) -> None:
+        """Before the connection: a request must not come before it can be written down."""
+        owner = f"{self._agent.name}/{self.presence.epoch}"
+        self.journal = await open_journal(where, owner, limits=self._agent.options.keep)
+        self._agent.watch("journal", self.journal)
+        undo.callback(self._agent.recover, "journal")
+        undo.push_async_callback(self.journal.close)
+        undo.push_async_callback(self._release)
+
+    async def _release(self) -> None:
+        with contextlib.suppress(JournalError):
+            assert self.journal is not None
+            await self.journal.release()
+
     async def _serve(self, undo: contextlib.AsyncExitStack) -> None:
         if self._agent.options.visible:
             await self.presence.until(self.presence.announce())
             self._spawn(self._report_loads())
         for seconds, work in self._agent.repeated:
             self._repeat(seconds, work)
+        if self.journal is not None:
+            take_over = TakeOver(self.journal, self.responder.resume)
+            self._spawn(take_over.run())
+            self._spawn(self._watch_owners(take_over))
         undo.push_async_callback(self._end_tasks)
 
     async def _finish_requests(self) -> None:
         await self.responder.stop(grace_s=0 if self.presence.over.done() else self._agent.options.grace_s)
+
+    async def _watch_owners(self, take_over: TakeOver) -> None:
+        """Notices by their wills, sooner than by their leases in the journal, that its other owners are gone."""
+        while True:
+            version = self.registry.version
+            await self.registry.changed()
+            for change in self.registry.changes_since(version):
+                view = self.registry.agents.get(change.agent)
+                if change.kind == "offline" and view is not None and view.status is not None:
+                    take_over.owner_gone(f"{change.agent}/{view.status.epoch}")
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -135,6 +169,7 @@ class Life:
             agent=self._agent.name,
             running=running,
             queued=queued,
+            waiting=sum(service.waiting for service in self._agent.services.values()),
             slots=max(1, sum(s.slots for s in stats)),
             completed=sum(s.completed for s in stats),
             failed=sum(s.failed for s in stats),

@@ -87,20 +87,26 @@ class Peers:
         except TimeoutError:
             raise DeadlineExceeded(f"no connection to the broker within {limits.ttl_s:g} s") from None
         for left, (name, peer) in zip(range(len(targets) - 1, -1, -1), targets, strict=True):
-            left_ms = int(1000 * (deadline - asyncio.get_running_loop().time()))
-            request = self._requester.new_request(question, service=name, ttl_ms=max(1, left_ms), **fields)
+            left_s = deadline - asyncio.get_running_loop().time()
+            request = self._requester.new_request(question, service=name, ttl_ms=max(1, int(1000 * left_s)), **fields)
             try:
                 asking = self._requester.ask(
                     request_topic(name, peer), request, idle_s=limits.idle_s, on_part=limits.on_part
                 )
                 if direct is not None:
                     return await asking
-                return await unless_lost(asking, self._registry, peer, others=bool(left))
+                durable_s = left_s / (2 if left else 1) if self._durable(name, peer) else 0.0
+                return await unless_lost(asking, self._registry, peer, others=bool(left), durable_s=durable_s)
             except RequestError as error:
                 if not left or error.code not in _TRY_ANOTHER:
                     raise
                 _log.info("@%s does not answer (%s); trying another", peer, error)
         raise AssertionError("unreachable: somebody was asked")
+
+    def _durable(self, service: str, peer: str) -> bool:
+        view = self._registry.agents.get(peer)
+        record = view.records.get(service) if view is not None else None
+        return record is not None and record.durable
 
     async def _targets(
         self, question: str | dict[str, Any], service: str | None, agent: str | None, stays: bool
@@ -149,7 +155,9 @@ class Peers:
         return f"{said}; on offer: {', '.join(names[:_NAMED_OFFERS])}{more}"
 
 
-async def unless_lost(asking: Awaitable[Reply], registry: Registry, agent: str, *, others: bool) -> Reply:
+async def unless_lost(
+    asking: Awaitable[Reply], registry: Registry, agent: str, *, others: bool, durable_s: float = 0.0
+) -> Reply:
     """Waits for an agent's answer, but no longer than the agent is there.
 
     Args:
@@ -158,12 +166,15 @@ async def unless_lost(asking: Awaitable[Reply], registry: Registry, agent: str, 
         agent: who is asked.
         others: whether somebody else could be asked instead. Else the agent gets some seconds to come back, since
             it may have lost its connection only, and still be at work.
+        durable_s: seconds that it gets to come back where it is durable, also to a new life: it goes on then, or
+            whoever shares its journal did so meanwhile. 0 where it is not.
 
     Raises:
         RequestError: the agent went offline.
     """
     answer = asyncio.ensure_future(asking)
-    lost = asyncio.ensure_future(registry.gone(agent, grace_s=0.0 if others else _COMES_BACK_S))
+    grace_s = durable_s or (0.0 if others else _COMES_BACK_S)
+    lost = asyncio.ensure_future(registry.gone(agent, grace_s=grace_s, reborn=durable_s > 0))
     try:
         await asyncio.wait([answer, lost], return_when=asyncio.FIRST_COMPLETED)
         if answer.done():

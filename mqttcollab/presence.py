@@ -21,8 +21,11 @@ from mqttcollab.errors import (
 from mqttcollab.messages import Message
 from mqttcollab.topics import Status, agent_topic, parse_status, record_filters
 from mqttcollab.transport.base import Transport, TransportMessage
+from mqttcollab.trouble import Troubles
 
 _log = logging.getLogger(__name__)
+
+_STATUS_PAUSE_S = 1.0
 
 
 class Presence:
@@ -34,6 +37,7 @@ class Presence:
         descriptions: makes the retained messages that describe it; called at every (re)connection, since a
             broker may have forgotten them.
         pause_s: the least time between two publications of records that change.
+        troubles: what is wrong with the agent; while anything is, its status is `degraded`, unless it sleeps.
 
     Attributes:
         transport: set before `start`; made after the will that it carries.
@@ -49,6 +53,7 @@ class Presence:
         records: Collection[str],
         descriptions: Callable[[], Iterable[TransportMessage]],
         pause_s: float = 1.0,
+        troubles: Troubles | None = None,
     ) -> None:
         self.name = name
         self.epoch = time.time_ns() // 1_000_000
@@ -61,23 +66,37 @@ class Presence:
         self._renewing = False
         self._topic = agent_topic(name, "status")
         self._state: Literal["online", "sleeping", "offline"] = "online"
+        self._troubles = troubles or Troubles()
+        self._said: Status | None = None
+        self._correcting = False
+        self._loop = asyncio.get_running_loop()
         self._connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
+    def status(self) -> Status:
+        """What others are to know now."""
+        reason = str(self._troubles)
+        if reason and self._state == "online":
+            return Status("degraded", self.epoch, reason)
+        return Status(self._state, self.epoch)
+
+    @property
     def will(self) -> TransportMessage:
         """What the broker says if the agent vanishes. The epoch tells it from a later life's."""
-        return TransportMessage(self._topic, f"offline {self.epoch}".encode(), retain=True)
+        return TransportMessage(self._topic, Status("offline", self.epoch).payload, retain=True)
 
     async def start(self, *, visible: bool = True) -> None:
         """Registers with the transport, before it connects; one that is not `visible` will not be announced."""
         self.transport.on_connected(self._on_connected)
         if visible:
+            self._troubles.listeners.add(self._on_trouble)
             await self.transport.subscribe(self._topic, self._on_own_status)
             await self.transport.subscribe(record_filters(self.name), self._on_own_record)
 
     async def stop(self) -> None:
         """Ends what runs in the background."""
+        self._troubles.listeners.discard(self._on_trouble)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -110,6 +129,7 @@ class Presence:
             await self._say_state()
         self.born = True
         self._renew_soon()  # what has changed meanwhile, maybe after it was sent
+        self._correct_soon()
 
     def renew(self, topic: str, describe: Callable[[], TransportMessage]) -> None:
         """Publishes a description that has changed: at once, or after the pause where one was published just now."""
@@ -139,6 +159,28 @@ class Presence:
         except (MessageError, PublishError) as error:
             _log.warning("@%s: the change of %s did not reach the broker: %s", self.name, topic, error)
 
+    def _on_trouble(self) -> None:
+        with contextlib.suppress(RuntimeError):  # from another thread, after the loop was closed
+            self._loop.call_soon_threadsafe(self._correct_soon)
+
+    def _correct_soon(self) -> None:
+        if self._wrong and not self._correcting:
+            self._correcting = True
+            self._spawn(self._correct())
+
+    @property
+    def _wrong(self) -> bool:
+        return self.born and self._state != "offline" and self._said != self.status
+
+    async def _correct(self) -> None:
+        """Says how the agent is: at once, and then at most every so often, but the last state always gets out."""
+        try:
+            while self._wrong:
+                await self._say_state()
+                await asyncio.sleep(_STATUS_PAUSE_S)
+        finally:
+            self._correcting = False
+
     async def say(self, state: Literal["online", "sleeping"]) -> None:
         """Publishes another status, now and after every reconnection."""
         self._state = state
@@ -154,8 +196,8 @@ class Presence:
                 await self._say_state()
 
     async def _say_state(self) -> None:
-        status = f"{self._state} {self.epoch}".encode()
-        await self.transport.publish(TransportMessage(self._topic, status, retain=True))
+        self._said = self.status
+        await self.transport.publish(TransportMessage(self._topic, self._said.payload, retain=True))
 
     async def _clear(self, topic: str) -> None:
         await self.transport.publish(TransportMessage(topic, b"", retain=True))
@@ -187,7 +229,7 @@ class Presence:
         if status is not None and status.epoch > self.epoch and (status.state != "offline" or self._connections > 1):
             # Also by its will, if our connection broke: where two fight for one, that is all they see of each other.
             self._end(self._superseded())
-        elif status != Status(self._state, self.epoch) and self._state != "offline":
+        elif message.payload != (self._said or self.status).payload and self._state != "offline":
             # A will that came late, an older agent of this name, or somebody who cleared it.
             self._spawn(self._say_state())
 

@@ -65,6 +65,9 @@ class Service(ABC):
         prompt_usd_per_mtok, completion_usd_per_mtok: what a million tokens read and written cost, beside it.
         leaves_edge: what it is asked goes to a cloud.
         accuracy: share of right answers, 0 to 1, where it was measured.
+        durable: where its agent has a journal, a request that it took outlives the process: `handle` is called again
+            with what is left of the ttl, in the next life or by another agent that shares the journal.
+        waiting: what waits for others to be free, for the load report.
     """
 
     name: ClassVar[str]
@@ -77,6 +80,11 @@ class Service(ABC):
     completion_usd_per_mtok: float = 0.0
     leaves_edge: bool = False
     accuracy: ClassVar[float | None] = None
+    durable: ClassVar[bool] = False
+
+    @property
+    def waiting(self) -> int:  # noqa: D102 - see above
+        return 0
 
     @abstractmethod
     def handle(self, request: Request) -> Handled:

@@ -12,6 +12,7 @@ from mqttcollab.errors import TopicError
 ZONES = ("data.gpt", "computation.gpt", "knowledge.gpt")
 ORCHESTRATION = "computation.gpt/orchestration"
 MAX_LEVELS = 8
+MAX_REASON = 200
 
 # Every topic of the protocol; topics.md lists the same ones, and a test holds the two together.
 TEMPLATES: dict[str, str] = {
@@ -43,10 +44,22 @@ TopicKind = Literal[
 
 
 class Status(NamedTuple):
-    """An agent's presence, as it stands in its status topic: `online 1732178400123`."""
+    """An agent's presence, as it stands in its status topic: `online 1732178400123`.
 
-    state: Literal["online", "sleeping", "offline"]
+    Attributes:
+        reason: what is wrong with one that is `degraded`, in one line of at most 200 characters; empty for the others,
+            or where it does not say.
+    """
+
+    state: Literal["online", "sleeping", "degraded", "offline"]
     epoch: int
+    reason: str = ""
+
+    @property
+    def payload(self) -> bytes:
+        """What is published for it; a reason is put into one line, and cut where it is too long."""
+        reason = f" {_one_line(self.reason)}" if self.state == "degraded" else ""
+        return f"{self.state} {self.epoch}{reason}".rstrip().encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +199,14 @@ def parse_reply_topic(topic: str) -> Topic:
 
 
 def parse_status(payload: bytes) -> Status:
-    """Reads `online|sleeping|offline <epoch>`; raises TopicError for anything else."""
-    state, _, epoch = payload.decode("ascii", "replace").strip().partition(" ")
-    if state not in ("online", "sleeping", "offline") or not re.fullmatch("[0-9]{1,20}", epoch):
-        raise TopicError(f"status {payload[:40]!r} is not 'online|sleeping|offline <epoch>'")
-    return Status(state, int(epoch))  # type: ignore[arg-type]
+    """Reads `online|sleeping|offline <epoch>` or `degraded <epoch> [<reason>]`; raises TopicError for anything else."""
+    state, _, rest = payload.decode("utf-8", "replace").strip().partition(" ")
+    epoch, _, reason = rest.partition(" ") if state == "degraded" else (rest, "", "")
+    if state not in ("online", "sleeping", "degraded", "offline") or not re.fullmatch("[0-9]{1,20}", epoch):
+        raise TopicError(
+            f"status {payload[:40]!r} is not 'online|sleeping|offline <epoch>' or 'degraded <epoch> <reason>'"
+        )
+    return Status(state, int(epoch), _one_line(reason))  # type: ignore[arg-type]
 
 
 def matches(filter_: str, topic: str) -> bool:
@@ -206,6 +222,11 @@ def matches(filter_: str, topic: str) -> bool:
         if i >= len(levels) or want not in ("+", levels[i]):
             return False
     return len(wanted) == len(levels)
+
+
+def _one_line(reason: str) -> str:
+    shown = "".join(c if c.isprintable() else " " for c in reason[: 4 * MAX_REASON])
+    return " ".join(shown.split())[:MAX_REASON].rstrip()
 
 
 def _check_key(key: str, what: str) -> str:

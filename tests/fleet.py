@@ -130,6 +130,10 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def dead(self) -> bool:
+        return self._process.returncode is not None
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

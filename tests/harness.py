@@ -197,7 +197,7 @@ class MemorySetup(Setup):
     def client(
         self, client_id: str, *, will: TransportMessage | None = None, options: MqttOptions = QUICK
     ) -> MemoryTransport:
-        transport = MemoryTransport(self.broker, client_id, will=will)
+        transport = MemoryTransport(self.broker, client_id, will=will, options=options)
         self._clients.append(transport)
         return transport
 

@@ -351,7 +351,7 @@ async def test_what_is_not_handled_to_the_end_comes_again(setup: MqttSetup) -> N
     await eventually(lambda: started[5:] == [b"4"])
 
 
-@pytest.mark.parametrize("setup", ["mosquitto-5"], indirect=True)
+@pytest.mark.parametrize("setup", ["memory", "mosquitto-5"], indirect=True)
 async def test_a_slow_handler_holds_back_the_acknowledgement(setup: Setup) -> None:
     reader, started, release = setup.client("reader", options=MqttOptions(receive_maximum=5)), [], asyncio.Event()
 

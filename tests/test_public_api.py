@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mqttcollab"
 # design.md, "Architecture": each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "threads"),
+    ("errors", "threads", "trouble"),
     ("topics", "config"),
     ("messages",),
     ("codec", "schema"),

@@ -12,6 +12,7 @@ from mqttcollab.errors import TopicError
 from mqttcollab.topics import (
     MAX_LEVELS,
     ZONES,
+    Status,
     Topic,
     agent_topic,
     anycast_filter,
@@ -218,18 +219,58 @@ def test_keys_of_the_store_that_are_refused(key: tuple[str, str, str], reason: s
 
 @given(st.sampled_from(["online", "sleeping", "offline"]), st.integers(0, 10**19))
 def test_status_round_trip(state: str, epoch: int) -> None:
-    assert parse_status(f"{state} {epoch}\n".encode()) == (state, epoch)
+    assert parse_status(f"{state} {epoch}\n".encode()) == (state, epoch, "")
+
+
+@given(st.integers(0, 10**19), st.text())
+def test_a_degraded_status_gives_its_reason_in_one_short_line(epoch: int, reason: str) -> None:
+    status = parse_status(Status("degraded", epoch, reason).payload)
+    assert status[:2] == ("degraded", epoch)
+    assert status == parse_status(status.payload) == parse_status(f"degraded {epoch} {status.reason}".encode())
+    assert len(status.reason) <= 200 and status.reason == status.reason.strip()
+    assert all(c.isprintable() for c in status.reason)
+    if len(reason) <= 200:
+        assert status.reason.split() == "".join(c if c.isprintable() else " " for c in reason).split()
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"degraded 7", ""),
+        (b"degraded 7 \n", ""),
+        (b"degraded 7 disk full", "disk full"),
+        (b"degraded 7  a\x00b\r\nc\x1b[2J\tsd", "a b c [2J sd"),
+        ("degraded 7 Gerät heiß; \u202eevil".encode(), "Gerät heiß; evil"),
+        (b"degraded 7 \xff\xfe!", "\ufffd\ufffd!"),
+        (b"degraded 7 " + b"x" * 100_000, "x" * 200),
+    ],
+)
+def test_reasons(payload: bytes, reason: str) -> None:
+    assert parse_status(payload) == ("degraded", 7, reason)
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_status_or_refused(payload: bytes) -> None:
     try:
-        assert parse_status(payload).state in ("online", "sleeping", "offline")
+        assert parse_status(payload).state in ("online", "sleeping", "degraded", "offline")
     except TopicError as error:
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("payload", [b"", b"online", b"online -1", b"awake 1", b"online 1 2", b"online \xd9\xa1"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"online",
+        b"online -1",
+        b"awake 1",
+        b"online 1 2",
+        b"degraded",
+        b"degraded disk full",
+        b"degraded x 7",
+        b"online \xd9\xa1",
+    ],
+)
 def test_statuses_that_are_refused(payload: bytes) -> None:
     with pytest.raises(TopicError, match="is not 'online"):
         parse_status(payload)

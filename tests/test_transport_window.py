@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from harness import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,8 +121,8 @@ async def test_acknowledgements_keep_the_order_of_receipt() -> None:
     sent: list[int] = []
     acks, events = OrderedAcks(sent.append), [asyncio.Event() for _ in range(3)]
     acks.received(1, [])
-    acks.received(2, [events[0].wait(), events[1].wait()])  # type: ignore[list-item]
-    acks.received(3, [events[2].wait()])  # type: ignore[list-item]
+    acks.received(2, [events[0].wait(), events[1].wait()])
+    acks.received(3, [events[2].wait()])
     acks.received(4, [])
     assert sent == [1]
     for event, expected in ((events[2], [1]), (events[0], [1]), (events[1], [1, 2, 3, 4])):
@@ -131,24 +132,89 @@ async def test_acknowledgements_keep_the_order_of_receipt() -> None:
         assert sent == expected
     acks.received(5, [])
     assert sent[-1] == 5
+    await acks.close()
 
 
 async def test_after_a_break_old_messages_are_not_acknowledged() -> None:
     sent: list[int] = []
     acks, event = OrderedAcks(sent.append), asyncio.Event()
-    acks.received(1, [event.wait()])  # type: ignore[list-item]
+    acks.received(1, [event.wait()])
     acks.forget()
     acks.received(1, [])
     event.set()
     for _ in range(5):
         await asyncio.sleep(0)
     assert sent == [1]
+    await acks.close()
+
+
+async def test_what_waits_for_one_future_is_acknowledged_with_it() -> None:
+    sent: list[int] = []
+    acks = OrderedAcks(sent.append)
+    commits: list[asyncio.Future[int]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    for mid in range(6):
+        acks.received(mid, [commits[mid // 3]])
+    acks.received(6, [])
+    assert len(acks) == 7
+    for commit, expected in zip(reversed(commits), ([], [0, 1, 2, 3, 4, 5, 6]), strict=True):
+        commit.set_result(1)
+        await asyncio.sleep(0)
+        assert sent == expected
+    acks.received(7, [commits[0]])
+    await asyncio.sleep(0)
+    assert sent[-1] == 7
+    await acks.close()
+
+
+async def test_a_future_that_fails_is_logged_once_and_acknowledged(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[int] = []
+    acks, commit = OrderedAcks(sent.append), asyncio.get_running_loop().create_future()
+    for mid in range(3):
+        acks.received(mid, [commit])
+    commit.set_exception(ZeroDivisionError("no disk"))
+    await asyncio.sleep(0)
+    assert sent == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records] == ["a handler failed: no disk"]
+    await acks.close()
+
+
+async def test_a_handler_that_never_ends_does_not_hold_back_the_others_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent: list[int] = []
+    acks, stuck = OrderedAcks(sent.append, limit_s=0.05), asyncio.Event()
+    acks.received(1, [stuck.wait()])
+    for mid in range(2, 5):
+        acks.received(mid, [])
+    acks.received(5, [stuck.wait()])
+    await asyncio.sleep(0)
+    assert sent == []
+    await eventually(lambda: sent == [1, 2, 3, 4, 5])
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 messages are not handled after 0.05 s: acknowledged all the same"
+    ]
+    stuck.set()
+    await asyncio.sleep(0)
+    acks.received(6, [])
+    assert sent == [1, 2, 3, 4, 5, 6]  # none of them a second time
+    await acks.close()
+
+
+async def test_closing_leaves_the_futures_of_others_alone() -> None:
+    sent: list[int] = []
+    acks, commit = OrderedAcks(sent.append), asyncio.get_running_loop().create_future()
+    acks.received(1, [commit])
+    await acks.close()
+    assert not commit.done()
+    commit.set_result(None)
+    await asyncio.sleep(0)
+    assert sent == []
 
 
 async def test_closing_cancels_handlers_under_way() -> None:
     sent: list[int] = []
     acks = OrderedAcks(sent.append)
-    acks.received(1, [asyncio.Event().wait()])  # type: ignore[list-item]
+    acks.received(1, [asyncio.Event().wait()])
     await asyncio.sleep(0)
     await acks.close()
     assert sent == []

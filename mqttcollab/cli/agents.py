@@ -26,10 +26,11 @@ async def show_agents(broker: str | None, *, watch: bool, as_json: bool) -> None
         while watch:
             await registry.changed()
             for change in registry.changes_since(seen):
+                reason = _reason(registry.agents.get(change.agent)) if change.kind == "degraded" else ""
                 if as_json:
-                    print_json(change._asdict())
+                    print_json(change._asdict() | ({"reason": reason} if change.kind == "degraded" else {}))
                 else:
-                    console.print(_change_line(change), markup=False)
+                    console.print(_change_line(change, reason), markup=False)
             seen = registry.version
 
 
@@ -44,13 +45,18 @@ def show_now(registry: Registry, *, as_json: bool) -> None:
         for row in _rows(views):
             print_plain("\t".join(clean(cell) for cell in row))
     elif console.width < _TABLE_WIDTH:
-        for name, status, service, running, queued, _done, place in _rows(views):
+        for name, status, service, running, queued, _done, place, reason in _rows(views):
             console.print(f"[bold]{safe(name)}[/] {safe(service)}")
             console.print(f"  {status}, {running} running, {queued} queued")
+            if reason != "-":
+                console.print(f"  {safe(reason)}")
             if place != "-":
                 console.print(f"  {safe(place)}")
     else:
         console.print(_table(views))
+        for view in views:
+            if reason := _reason(view):
+                console.print(f"@{view.name} is degraded: {clean(reason)}", markup=False)
     for topic, problem in list(registry.problems.items())[:_MOST_PROBLEMS]:
         warn(f"not valid: {topic}: {problem}")
     if len(registry.problems) > _MOST_PROBLEMS:
@@ -62,6 +68,7 @@ def describe(view: AgentView) -> dict[str, Any]:
     return {
         "agent": view.name,
         "status": view.status.state if view.status else None,
+        "reason": _reason(view) or None,
         "epoch": view.status.epoch if view.status else None,
         "place": view.profile.place if view.profile else None,
         "description": view.profile.description if view.profile else None,
@@ -85,7 +92,7 @@ def _table(views: list[AgentView]) -> Table:
 
 
 def _rows(views: list[AgentView]) -> list[tuple[str, ...]]:
-    """A row per service: agent, status, service, running of its agent's slots, queued, done, place."""
+    """A row per service: agent, status, service, running of its agent's slots, queued, done, place, what is wrong."""
     rows = []
     for view in views:
         load = view.load
@@ -93,12 +100,16 @@ def _rows(views: list[AgentView]) -> list[tuple[str, ...]]:
         state = view.status.state if view.status else "?"
         place = (view.profile.place if view.profile else None) or "-"
         for service in sorted(view.records) or ["-"]:
-            rows.append((f"@{view.name}", state, service, *map(str, numbers), place))
+            rows.append((f"@{view.name}", state, service, *map(str, numbers), place, _reason(view) or "-"))
     return rows
 
 
-def _change_line(change: Change) -> str:
+def _reason(view: AgentView | None) -> str:
+    return view.status.reason if view is not None and view.status is not None else ""
+
+
+def _change_line(change: Change, reason: str) -> str:
     verb = _VERBS.get(change.kind, change.kind)
     who = f"@{change.agent}" if change.agent else ""
-    words = (time.strftime("%H:%M:%S"), who, verb, change.service)
+    words = (time.strftime("%H:%M:%S"), who, verb, change.service, reason)
     return clean(" ".join(word for word in words if word))

@@ -13,7 +13,7 @@ import typer
 from mqttcollab import __version__
 from mqttcollab.cli.eval import app as evaluations
 from mqttcollab.cli.signals import die_at_once, end_with_stdin, run
-from mqttcollab.config import BROKER_VARIABLE
+from mqttcollab.config import BROKER_VARIABLE, JOURNAL_VARIABLE
 
 app = typer.Typer(
     name="mqttcollab",
@@ -192,6 +192,18 @@ def orchestrator(
         list[str] | None,
         typer.Option(metavar="TENANT=N", help="A tenant's share where requests wait; 1 for those not named."),
     ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            envvar=JOURNAL_VARIABLE,
+            metavar="WHERE",
+            help="A file, or postgresql://…: questions are written down there, and outlive this process.",
+            show_default="none: they end with it",
+        ),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="How long the journal keeps what has ended.")
+    ] = 7.0,
     place: Annotated[str | None, typer.Option(help="Where it is.")] = None,
     broker: Url = None,
 ) -> None:
@@ -201,7 +213,7 @@ def orchestrator(
     logging.getLogger().setLevel(logging.INFO)
     placing = (policy, patience, tenant_weights(weight or []))
     decisions = Decisions(calibration, fallback or None, strong, router, planner, phrasing, answers, *placing)
-    run_orchestrator(name, embedder, decisions, place, broker)
+    run_orchestrator(name, embedder, decisions, place, broker, journal=journal, keep_s=86400 * keep)
 
 
 @app.command()

@@ -47,11 +47,22 @@ def tenant_weights(given: list[str]) -> dict[str, float]:
     return weights
 
 
-def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str | None, broker: str | None) -> None:
+def run_orchestrator(
+    name: str,
+    embedder: str,
+    decisions: Decisions,
+    place: str | None,
+    broker: str | None,
+    *,
+    journal: str | None,
+    keep_s: float,
+) -> None:
     """Runs an orchestrator until SIGINT or SIGTERM."""
+    from mqttcollab.agent import AgentOptions
     from mqttcollab.classifiers.calibration_file import read_calibration
     from mqttcollab.classifiers.chain import default_classifiers
     from mqttcollab.classifiers.router import Router
+    from mqttcollab.journal import Limits
     from mqttcollab.orchestrator import OrchestratorOptions, orchestrator_agent
     from mqttcollab.runtimes.config import load_runtime
     from mqttcollab.runtimes.embedders import load_embedder
@@ -79,7 +90,11 @@ def run_orchestrator(name: str, embedder: str, decisions: Decisions, place: str 
         patience_s=decisions.patience_s,
     )
     classifiers = default_classifiers(embeds, calibration)
-    orchestrator_agent(name, embeds, options=options, classifiers=classifiers, place=place).run(broker)
+    agent_options = AgentOptions(journal=journal, keep=Limits(keep_s=keep_s))
+    agent = orchestrator_agent(
+        name, embeds, options=options, classifiers=classifiers, agent_options=agent_options, place=place
+    )
+    agent.run(broker)
 
 
 def run_cloud(path: Path, broker: str | None) -> None:

@@ -123,12 +123,13 @@ class Registry:
         """Waits for the next change."""
         await self._changed.wait()
 
-    async def gone(self, name: str, *, grace_s: float = 0.0) -> None:
+    async def gone(self, name: str, *, grace_s: float = 0.0, reborn: bool = False) -> None:
         """Waits until the present life of an agent has ended: it stopped, was lost, or was born again.
 
         Args:
             name: the agent.
             grace_s: how long it may be offline and still come back to the same life, as after a broken connection.
+            reborn: whether it may come back to a new life as well.
         """
         life = self._life(name)
         while True:
@@ -140,7 +141,7 @@ class Registry:
                         await self.changed()
             except TimeoutError:
                 return
-            if life not in (None, self._life(name)):
+            if life not in (None, self._life(name)) and not reborn:
                 return
             life = self._life(name)
 
@@ -255,7 +256,7 @@ class Registry:
         # A retained report that is replayed is old; it starts the lease but does not revive anybody.
         if view.expired and load is not None and not message.retain:
             view.expired = False
-            self._note("online", name)
+            self._note(view.status.state if view.status is not None else "online", name)
 
     def _on_record(self, message: TransportMessage) -> None:
         try:

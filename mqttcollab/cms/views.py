@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from mqttcollab.messages import Load, Profile, ServiceRecord
 from mqttcollab.topics import Status
 
-ChangeKind = Literal["online", "sleeping", "offline", "record", "record_gone", "model"]
+ChangeKind = Literal["online", "sleeping", "degraded", "offline", "record", "record_gone", "model"]
 
 
 class Change(NamedTuple):
@@ -39,7 +39,7 @@ class AgentView:
 
     @property
     def present(self) -> bool:
-        """Online or asleep, and its lease (three heartbeats) has not run out."""
+        """Online (degraded or not) or asleep, and its lease (three heartbeats) has not run out."""
         return self.status is not None and self.status.state != "offline" and not self.expired
 
     @property

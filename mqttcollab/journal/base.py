@@ -70,7 +70,7 @@ class Task:
 
 
 class Entry(NamedTuple):
-    """Something that happened to a task: when, what (`plan`, `dispatch`, `step`, …), and its facts as JSON holds them."""
+    """What happened to a task: when, by whom, what (`plan`, `dispatch`, `step`, …), and its facts (JSON)."""
 
     time_ms: int
     owner: str
@@ -82,8 +82,8 @@ class Accepted(NamedTuple):
     """What `Journal.accept` says.
 
     `mine`: the task is the caller's, now on disk, and to be begun; `taken` says that it was a dead owner's, so that it
-    may have a history. `others`: an owner that lives works on it. `ended`: it has ended; `reply` is to be sent again, if
-    there is one.
+    may have a history. `others`: an owner that lives works on it. `ended`: it has ended; `reply` is to be sent again,
+    if there is one.
     """
 
     state: Literal["mine", "others", "ended"]
@@ -184,7 +184,7 @@ class Journal(Protocol):
         ...
 
     async def prune(self, *, older_than_s: float = 0.0, dry_run: bool = False) -> int:
-        """Deletes tasks that ended at least so many seconds ago, and their history; returns how many. Open ones stay."""
+        """Deletes tasks that ended at least so many seconds ago, with their history; returns how many. Open stay."""
         ...
 
     async def secret(self) -> bytes:

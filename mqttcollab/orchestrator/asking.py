@@ -13,6 +13,7 @@ from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree, ask_many
 from mqttcollab.errors import RequestError
 from mqttcollab.messages import ContextItem, Reply, Request, ServiceRecord
+from mqttcollab.orchestrator.diary import Diary
 
 Skill = Callable[[str, str], float]
 
@@ -28,12 +29,14 @@ class Question:
         text: None stands for the request's own input, which may be more than text.
         seconds: until it is void.
         alone: whether nothing else of the request goes with it.
+        step: of the plan; 0 for none.
     """
 
     text: str | None
     context: Sequence[ContextItem]
     seconds: float
     alone: bool = False
+    step: int = 0
 
 
 @dataclass(slots=True)
@@ -48,14 +51,19 @@ class Asking:
         agent: who asks; follows the registry.
         request: what it serves.
         skill: how right an agent usually is in a service, 0 to 1.
+        diary: notes who is asked, and knows what was spent before.
     """
 
     agent: Agent
     request: Request
     skill: Skill
-    _spent_usd: float = field(default=0.0, init=False)
+    diary: Diary = field(default_factory=Diary)
+    _spent_usd: float = field(init=False)
     _held_usd: list[float] = field(default_factory=list, init=False)
     _returned: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._spent_usd = self.diary.spent_usd
 
     @property
     def budget_usd(self) -> float | None:
@@ -63,13 +71,16 @@ class Asking:
         given = self.request.budget_usd
         return None if given is None else max(0.0, given - self._spent_usd - sum(self._held_usd))
 
-    async def one(self, offer: Offer, question: Question, *, wait_s: float | None = None) -> Reply:
+    async def one(
+        self, offer: Offer, question: Question, *, wait_s: float | None = None, again: str | None = None
+    ) -> Reply:
         """Asks one agent.
 
         Args:
             offer: whom; what counts is its record as it is now.
             question: what.
             wait_s: after so many seconds in its queue it answers `busy`; None lets the request wait there.
+            again: the id of the request with which it was asked in a life before.
 
         Raises:
             RequestError: it must not be asked (`unauthorized`, `quota_exceeded`), or its answer is an error.
@@ -77,12 +88,12 @@ class Asking:
         record = self._record(offer)
         self._check_edge(record)
         if self.request.budget_usd is None or not _charges(record):
-            return await self._ask(offer, question, wait_s, self.budget_usd)
+            return await self._ask(offer, question, wait_s, self.budget_usd, again)
         deadline = asyncio.get_running_loop().time() + question.seconds
         held = cost = await self._hold(record, question.seconds)
         try:
             left_s = max(0.001, deadline - asyncio.get_running_loop().time())
-            reply = await self._ask(offer, replace(question, seconds=left_s), wait_s, held)
+            reply = await self._ask(offer, replace(question, seconds=left_s), wait_s, held, again)
             cost = max(record.price_usd, reply.usage.cost_usd if reply.usage is not None else 0.0)
             return reply
         except RequestError as error:
@@ -113,16 +124,32 @@ class Asking:
         text = f"@{record.agent} charges {price}, and {self.budget_usd:.4f} US dollars are left of the budget"
         raise RequestError("quota_exceeded", text)
 
-    async def _ask(self, offer: Offer, question: Question, wait_s: float | None, budget_usd: float | None) -> Reply:
-        return await self.agent.ask(
-            self._input(question),
-            service=offer.record.service,
-            agent=offer.agent.name,
-            ttl_s=question.seconds,
-            max_wait_ms=None if wait_s is None else int(1000 * wait_s),
-            budget_usd=budget_usd,
-            **self._fields(question),
-        )
+    async def _ask(
+        self, offer: Offer, question: Question, wait_s: float | None, budget_usd: float | None, again: str | None
+    ) -> Reply:
+        service, agent = offer.record.service, offer.agent.name
+        request = again or self.diary.dispatched(question.step, agent, service)
+        # Without an answer nobody knows what it took.
+        most = offer.record.price_usd if budget_usd is None else budget_usd
+        status, cost = "cancelled", most if _charges(offer.record) else 0.0
+        try:
+            reply = await self.agent.ask(
+                self._input(question),
+                service=service,
+                agent=agent,
+                ttl_s=question.seconds,
+                max_wait_ms=None if wait_s is None else int(1000 * wait_s),
+                budget_usd=budget_usd,
+                id=request,
+                **self._fields(question),
+            )
+            status, cost = "ok", max(offer.record.price_usd, reply.usage.cost_usd if reply.usage is not None else 0.0)
+            return reply
+        except RequestError as error:
+            status, cost = error.code, 0.0 if error.code in _FREE else cost
+            raise
+        finally:
+            self.diary.replied(question.step, agent, request, status, cost)
 
     async def several(self, offers: Sequence[Offer], question: Question, count: int) -> Consensus:
         """Asks this many agents at once, and lets them vote; those only that the budget has the price of, for all."""
@@ -161,6 +188,7 @@ class Asking:
                     refused = RequestError("quota_exceeded", text)
                     continue
                 self._spent_usd += record.price_usd
+                self.diary.replied(0, record.agent, None, "asked", record.price_usd)
             asked.append(offer)
         if not asked and refused is not None:
             raise refused

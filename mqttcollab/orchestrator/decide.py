@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mqttcollab.classifiers.base import Offering
 from mqttcollab.classifiers.chain import Classifiers
@@ -28,6 +29,16 @@ _WORTH_ASKING = 0.1
 GENERAL = "knowledge.gpt/general"
 _TOO_DEAR = "the cloud was not asked: it charges more than the budget"
 KEPT = "the cloud was not asked: the question must not leave the edge"
+
+
+class Kept(NamedTuple):
+    """What of a planned step is to be kept beside what its plan shows: who is asked is found anew."""
+
+    spare: bool
+    strong: bool
+    answers: int
+    whole: bool
+    no_cloud: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,11 @@ class PlannedStep:
     def relevance(self) -> float:
         """The probability that its service matters; 1 where somebody named it."""
         return next((one.probability for one in self.domains if one.service == self.service), 1.0)
+
+    @property
+    def kept(self) -> Kept:
+        """What `Decider.again` needs of it beside its description."""
+        return Kept(bool(self.spare), bool(self.strong), self.answers, self.whole, self.no_cloud)
 
     def described(self) -> PlanStep:
         """The step as others see it."""
@@ -148,6 +164,12 @@ class Decider:
         )
         return Decision(plan, tuple(draft.steps))
 
+    def again(self, request: Request, plan: Plan, kept: Sequence[Kept], offers: Sequence[Offer]) -> Decision:
+        """The same plan, to be run by those who are there now."""
+        draft = _Draft(self, request, offers)
+        steps = zip(plan.steps, kept, strict=True)
+        return Decision(plan, tuple(draft.again(number, *step) for number, step in enumerate(steps, 1)))
+
     async def _split(self, request: Request) -> Decomposition:
         if request.plan is not None:
             return Decomposition(requested(request.plan), "request", "the requester gave the plan")
@@ -213,6 +235,28 @@ class _Draft:
         data = [self._put(replace(s, after=needs)) for s in steps if _is_data(s.service)]
         rest = [self._put(replace(s, after=needs | set(data))) for s in steps if not _is_data(s.service)]
         self._ends[number] = [*data, *rest]
+
+    def again(self, number: int, step: PlanStep, kept: Kept) -> PlannedStep:
+        """A step that was planned before."""
+        service, text = step.service or GENERAL, step.text
+        likely = next((one.probability for one in step.domains if one.service == service), 1.0)
+        ranked = self._rank(text, self._offers.get(service, []), likely)
+        strong = self._strong(text) if kept.strong else ()
+        return PlannedStep(
+            number,
+            text,
+            service,
+            after=frozenset(step.after),
+            ranked=ranked or strong,
+            spare=self._general(text) if kept.spare else (),
+            strong=strong if ranked else (),
+            reason=step.reason or "",
+            gap=step.gap,
+            domains=tuple(step.domains),
+            answers=kept.answers,
+            whole=kept.whole,
+            no_cloud=kept.no_cloud,
+        )
 
     def _known(self, text: str, service: str | None) -> list[PlannedStep]:
         """The step that recalls the answer, if a peer gave it before, under that service's name if there is one."""

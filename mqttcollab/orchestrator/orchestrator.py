@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from mqttcollab.agent import Agent, AgentOptions
 from mqttcollab.classifiers.chain import Classifiers, default_classifiers
 from mqttcollab.classifiers.router import Router
+from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import KnowledgeBase, Notes
 from mqttcollab.errors import ConfigError, MqttCollabError
 from mqttcollab.messages import Request, ServiceRecord, Step
 from mqttcollab.orchestrator.aggregate import Aggregator, with_sources
 from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import GENERAL, Decider, Decision, all_in_words
+from mqttcollab.orchestrator.diary import Diary
 from mqttcollab.orchestrator.dispatch import Dispatcher
 from mqttcollab.orchestrator.learn import Learner, note_verdicts
 from mqttcollab.orchestrator.phrase import phrased, request_of
@@ -27,6 +29,7 @@ from mqttcollab.orchestrator.subtask import Means, Outcome
 from mqttcollab.orchestrator.trust import Trust
 from mqttcollab.plans.decompose import ClauseDecomposer, Decomposer
 from mqttcollab.plans.model import ModelDecomposer
+from mqttcollab.rpc.durable import current_log
 from mqttcollab.scheduling import Policy, Scheduler
 from mqttcollab.scheduling.frugal import Frugal
 from mqttcollab.service import Answer, Service
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 # What is kept of a request's time for putting the answer together and sending it.
 _RESERVE = 0.05
+# How long a resumed question waits for the agents of its plan to be there again, at most.
+_GATHERING_S = 5.0
 # Agents that are asked in vain to phrase an answer, at most.
 _MOST_PHRASING = 3
 _NO_SPECIALIST = "(Nobody here specialises in this question: a general model answered it, unverified.)"
@@ -98,6 +103,7 @@ class Orchestrator(Service):
     name = ORCHESTRATION
     description = "Splits a question among the agents that can help and puts their answers together"
     concurrency = 64
+    durable = True
 
     def __init__(
         self, agent: Agent, options: OrchestratorOptions | None = None, classifiers: Classifiers | None = None
@@ -123,6 +129,7 @@ class Orchestrator(Service):
         self._fleet: LiveFleet | None = None
         self._learner: Learner | None = None
         self._progress: Progress | None = None
+        self._secret = b""
 
     async def started(self) -> None:
         """Follows the registry from the start, so that the first question finds everybody."""
@@ -133,6 +140,8 @@ class Orchestrator(Service):
         self._dispatcher = Dispatcher(Means(registry, self._fleet, trust, options.patience_s), options.share)
         self._learner = Learner(registry, self.classifiers.domains, self._is_specialist)
         self._progress = Progress(self._agent.transport)
+        if self._agent.journal is not None:
+            self._secret = await self._agent.journal.secret()
 
     async def stopping(self) -> None:
         """Ends the training and clears the progress topics."""
@@ -155,10 +164,11 @@ class Orchestrator(Service):
         progress = self._progress.of(request.id)
         progress.asked(request.text)
         try:
-            decision = await self._decide(request)
+            diary = Diary(current_log.get(), self._secret)
+            decision = await self._decide(request, diary)
             progress.planned(decision.plan)
             outcomes: list[Outcome] = []
-            asking = Asking(self._agent, request, self._skill)
+            asking = Asking(self._agent, request, self._skill, diary)
             running = self._dispatcher.run(decision.steps, asking, deadline)
             async with contextlib.aclosing(running):
                 async for outcome in running:
@@ -180,10 +190,27 @@ class Orchestrator(Service):
         progress.done(answer.text)
         yield answer
 
-    async def _decide(self, request: Request) -> Decision:
+    async def _decide(self, request: Request, diary: Diary) -> Decision:
+        """What is to be done; what was decided in a life before stands."""
+        if diary.plan is not None:
+            plan, kept = diary.plan
+            await self._gathered({step.service for step in plan.steps}, request.ttl_ms / 1000)
+            return self._decider.again(request, plan, kept, await self._offers())
+        decision = await self._decider.decide(request, await self._offers())
+        diary.planned(decision)
+        return decision
+
+    async def _offers(self) -> list[Offer]:
         assert self._learner is not None
-        offers = await self._learner.offers()
-        return await self._decider.decide(request, [o for o in offers if o.record.service != ORCHESTRATION])
+        return [offer for offer in await self._learner.offers() if offer.record.service != ORCHESTRATION]
+
+    async def _gathered(self, services: set[str | None], ttl_s: float) -> None:
+        """Waits until they are offered: what stopped this orchestrator may have stopped others, which come back."""
+        registry = self._agent.registry
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_GATHERING_S, ttl_s / 2)):
+                while not services <= {offer.record.service for offer in registry.offers()}:
+                    await registry.changed()
 
     def _decomposer(self) -> Decomposer:
         if self.options.decomposer is not None:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 from mqttcollab.cms.registry import Registry
 from mqttcollab.cms.views import Offer
 from mqttcollab.cooperation import Consensus, agree
-from mqttcollab.errors import RequestError
+from mqttcollab.errors import MqttCollabError, RequestError
 from mqttcollab.messages import ContextItem, ErrorInfo, Reply, Step
 from mqttcollab.orchestrator.asking import Asking, Question
 from mqttcollab.orchestrator.decide import PlannedStep
 from mqttcollab.orchestrator.placing import Attempt, Placing
 from mqttcollab.orchestrator.schedule import LiveFleet, Ranked, edge_first
 from mqttcollab.orchestrator.trust import Trust
+from mqttcollab.peers import unless_lost
 from mqttcollab.scheduling import Decision, Demand
 
 _MOST_ATTEMPTS, _MOST_SPARE = 3, 2
@@ -103,6 +104,8 @@ class Subtask:
         if not step.ranked and not step.spare:
             result.error = ErrorInfo(code="no_capability", message=step.reason or "nobody offers it")
             return
+        if await self._asked_before():
+            return
         ranked, _ = edge_first(step.ranked)
         if step.answers > 1 and len(ranked) > 1:
             await self._vote(ranked)
@@ -125,7 +128,29 @@ class Subtask:
         return self.outcome.step.text or ""
 
     def _question(self, seconds: float) -> Question:
-        return Question(None if self.step.whole else self._text, self.context, max(0.001, seconds))
+        text = None if self.step.whole else self._text
+        return Question(text, self.context, max(0.001, seconds), step=self.step.number)
+
+    async def _asked_before(self) -> bool:
+        """Whether somebody who was asked in a life before has the answer: who is still at it is not asked anew."""
+        offers = {
+            (one.offer.agent.name, one.offer.record.service): one.offer
+            for one in (*self.step.ranked, *self.step.spare, *self.step.strong)
+        }
+        for dispatch in self.asking.diary.unanswered.pop(self.step.number, ()):
+            offer = offers.get((dispatch.agent, dispatch.service))
+            if offer is None:
+                continue
+            left = self.deadline - asyncio.get_running_loop().time()
+            attempt = Attempt(offer, left / 2, "it was asked before this orchestrator was started again")
+            asking = self.asking.one(offer, self._question(attempt.seconds), wait_s=0.0, again=dispatch.request)
+            with contextlib.suppress(MqttCollabError):
+                attempt.reply = await unless_lost(asking, self.means.registry, dispatch.agent, others=True)
+                verdict = self.means.trust.verdict(self.outcome.step, offer.agent.name, attempt.reply, self.context)
+                self.outcome.attempts = [attempt]
+                self._take(attempt)
+                return verdict.probability >= self.means.trust.least
+        return False
 
     async def _vote(self, ranked: Sequence[Ranked]) -> None:
         """Asks several at once, those with the least to do first."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from mqttcollab.codec import ContentType, decode
 from mqttcollab.errors import RequestError
+from mqttcollab.journal import Journal
 from mqttcollab.messages import ErrorInfo, Reply, Request, Step
 from mqttcollab.rpc.answered import Key
+from mqttcollab.rpc.durable import TaskLog
 from mqttcollab.rpc.trace import well_formed
 from mqttcollab.topics import check_id, parse_reply_topic
 from mqttcollab.transport.base import TransportMessage
@@ -44,21 +46,32 @@ class ServedService:
     queue_size: int
     stats: ServiceStats
     slots: asyncio.Semaphore
+    journal: Journal | None = None
 
 
 @dataclass(slots=True)
 class Job:
-    """A request under way."""
+    """A request under way.
+
+    Attributes:
+        log: where its service is durable.
+        taken: done once the request needs no longer be held by the broker; None where that is so at once.
+        begun: whether it can be cancelled by cancelling its task.
+        handed_over: it is left to another owner, or to this agent's next life: no reply is sent.
+    """
 
     request: Request
     deadline: float
     content_type: ContentType
     received: float
     task: asyncio.Task[None] | None = None
+    log: TaskLog | None = None
+    taken: asyncio.Future[None] | None = None
     seq: int = 0
     begun: bool = False
     cancelled: bool = False
     turned_away: bool = False
+    handed_over: bool = False
 
     @property
     def latest_start(self) -> float:

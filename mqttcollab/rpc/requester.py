@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ _MAX_UNREAD_PARTS = 4096
 # Pauses between the repeats of open requests after a reconnection. In all longer than the longest backoff of a
 # peer, since one that is not back yet misses what comes before it has subscribed again.
 _REPEATS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+# When a request to whoever serves a name is repeated, in shares of its ttl, if nothing was heard: no broker gives what
+# a dead member of a shared subscription held to another.
+_ANYCAST_REPEATS = (1 / 3, 2 / 3)
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class _Call:
     timer: asyncio.Timeout | None = None
     seq: int = -1
     sent: bool = False
+    heard: bool = False
     doubtful: bool = False  # sent before a reconnection or right after it, and nothing heard since
 
 
@@ -81,12 +85,14 @@ class Requester:
     def new_request(self, input: str | dict[str, Any], **fields: Any) -> Request:
         """A request with a random id of 128 bits, so that nobody can guess it and answer in another's name.
 
+        An `id` among the fields is taken instead, unless it is None: of a request that is made again.
+
         Made while another request is handled, it carries on that one's trace, hops, tenant and restrictions.
 
         Raises:
             MessageError: a field is out of range.
         """
-        request_id = secrets.token_hex(16)
+        request_id = fields.pop("id", None) or secrets.token_hex(16)
         parent = current_request.get()
         if parent is not None:
             inherited = {"hops": parent.hops + 1, "tenant": parent.tenant, "may_leave_edge": parent.may_leave_edge}
@@ -123,6 +129,7 @@ class Requester:
         ttl_s = request.ttl_ms / 1000
         call = _Call(topic, request, loop.create_future(), on_part, idle_s, loop.time() + ttl_s)
         self._calls[request.id] = call
+        repeats = [loop.call_later(share * ttl_s, self._again, call) for share in _ANYCAST_REPEATS if _anycast(topic)]
         try:
             async with asyncio.timeout(min(ttl_s, idle_s or ttl_s)) as call.timer:
                 reached = await self.transport.publish(message)
@@ -144,6 +151,8 @@ class Requester:
             self._cancel(topic, request.id)
             raise
         finally:
+            for repeat in repeats:
+                repeat.cancel()
             del self._calls[request.id]
 
     async def stream(self, topic: str, request: Request, *, idle_s: float | None = None) -> AsyncIterator[Reply]:
@@ -200,7 +209,7 @@ class Requester:
             self.stats.malformed += 1
             _log.warning("a reply on %s does not decode: %s", message.topic, error)
             return
-        call.doubtful = False
+        call.doubtful, call.heard = False, True
         if reply.last:
             call.done.set_result(reply)
         elif reply.seq > call.seq:  # a part delivered twice is taken once
@@ -210,6 +219,10 @@ class Requester:
                 call.timer.reschedule(min(call.deadline, now + call.idle_s))
             if call.on_part is not None:
                 call.on_part(reply)
+
+    def _again(self, call: _Call) -> None:
+        if call.sent and not call.heard:
+            self._spawn(self._repeat(call, last=False))
 
     async def _resend(self) -> None:
         """After a reconnection: whatever broker or agent forgot, open requests are asked again under their ids."""
@@ -240,9 +253,11 @@ class Requester:
 
     def _cancel(self, topic: str, request_id: str) -> None:
         head, slash, tail = topic.rpartition("/")
-        if not slash or tail != "request" or "/@" not in head:
-            return  # anycast: whoever has it is not known
-        task = asyncio.ensure_future(self._publish_cancel(f"{head}/cancel", request_id))
+        if slash and tail == "request" and not _anycast(topic):  # else whoever has it is not known
+            self._spawn(self._publish_cancel(f"{head}/cancel", request_id))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -250,6 +265,10 @@ class Requester:
         with contextlib.suppress(TransportError, TimeoutError):
             async with asyncio.timeout(5):
                 await self.transport.publish(TransportMessage(topic, request_id.encode()))
+
+
+def _anycast(topic: str) -> bool:
+    return "/@" not in topic
 
 
 def _nobody(topic: str) -> RequestError:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode_map, encode
-from mqttcollab.errors import (
-    MessageError,
-    MqttCollabError,
-    RequestError,
-    RuntimeFailure,
-    TooLarge,
-    TopicError,
-    TransportError,
-)
-from mqttcollab.messages import MAX_HOPS, Reply, Request, Step, Timing
+from mqttcollab.codec import JSON, MAX_PAYLOAD, content_type_of, decode, decode_map, encode
+from mqttcollab.errors import JournalError, MessageError, MqttCollabError, RequestError, RuntimeFailure, TopicError
+from mqttcollab.journal import Entry, Journal, NewTask, Task
+from mqttcollab.messages import MAX_HOPS, Reply, Request, Timing
 from mqttcollab.rpc.answered import Answered, Key
+from mqttcollab.rpc.durable import RETRY_MS, TaskLog, current_log
 from mqttcollab.rpc.job import Job, RequestHandler, ServedService, ServiceStats, error_reply, read_request
+from mqttcollab.rpc.outbox import Outbox
 from mqttcollab.rpc.trace import current_request
 from mqttcollab.topics import anycast_filter, cancel_topic, parse_reply_topic, request_topic
-from mqttcollab.transport.base import Transport, TransportMessage
+from mqttcollab.transport.base import Transport, TransportMessage, Work
 
 _log = logging.getLogger(__name__)
+
+# Ids that were cancelled and are not known, kept for tasks that are about to be resumed.
+_KEPT_CANCELS, _LONGEST_ID = 1024, 128
 
 
 @dataclass(slots=True)
@@ -51,12 +49,23 @@ class Responder:
     last_rejection: str | None = None
     _jobs: dict[Key, Job] = field(default_factory=dict)
     _answered: Answered = field(default_factory=Answered)
+    _cancelled: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _out: Outbox = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
     _warned: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._out = Outbox(self.transport, self.name, self.limit)
+
     async def serve(
-        self, service: str, handler: RequestHandler, *, concurrency: int = 1, queue_size: int = 32
+        self,
+        service: str,
+        handler: RequestHandler,
+        *,
+        concurrency: int = 1,
+        queue_size: int = 32,
+        journal: Journal | None = None,
     ) -> ServiceStats:
         """Takes requests for a service; may come before the transport is connected.
 
@@ -66,9 +75,10 @@ class Responder:
                 returns the last reply. Its exceptions become error replies.
             concurrency: handlers at once.
             queue_size: requests that wait; one more is answered `busy`.
+            journal: makes it durable: requests are on disk before they are acknowledged, and outlive the process.
         """
         stats = ServiceStats(concurrency)
-        entry = ServedService(service, handler, queue_size, stats, asyncio.Semaphore(concurrency))
+        entry = ServedService(service, handler, queue_size, stats, asyncio.Semaphore(concurrency), journal)
         self.services[service] = entry
         await self.transport.subscribe(request_topic(service, self.name), lambda m: self._on_request(entry, m))
         await self.transport.subscribe(cancel_topic(service, self.name), self._on_cancel)
@@ -76,20 +86,46 @@ class Responder:
         return stats
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
-        """Refuses new requests, lets those under way finish for `grace_s` seconds, then cancels them."""
+        """Refuses new requests, lets those under way finish for `grace_s` seconds, then cancels them.
+
+        Those of durable services stay in the journal instead, for another owner or this agent's next life.
+        """
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for job in self._jobs.values():
+            job.handed_over = job.log is not None
             job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
 
     # Taking requests
 
-    def _on_request(self, service: ServedService, message: TransportMessage) -> None:
+    def resume(self, task: Task, history: Sequence[Entry] = ()) -> None:
+        """Goes on with a task that the journal gave this agent: works on it, or sends what is its end already."""
+        request = decode(Request, task.request, limit=len(task.request))
+        now = asyncio.get_running_loop().time()
+        job = Job(request, now + task.left_ms / 1000, content_type_of(task.request), now)
+        service = self.services.get(task.service)
+        if job.key in self._jobs or service is None or service.journal is None:
+            return
+        job.log = TaskLog(service.journal, task.key, history)
+        if task.state != "open":
+            if task.reply is not None:
+                self._spawn(self._send_written(job, task.reply))
+        elif task.left_ms > 0:
+            job.log.note("resumed", {"left_ms": task.left_ms})
+            job.cancelled = request.id in self._cancelled
+            self._start(service, job)
+        else:
+            late = RequestError("deadline_exceeded", f"@{self.name} was not running, and came back past the ttl")
+            self._jobs[job.key] = job
+            self._spawn(self._end(service, job, error_reply(request.id, late)))
+
+    def _on_request(self, service: ServedService, message: TransportMessage) -> Work | None:
         if message.retain:
-            return self._reject(f"{message.topic}: a retained request is stale by nature; publish it without retain")
+            self._reject(f"{message.topic}: a retained request is stale by nature; publish it without retain")
+            return None
         try:
             request = read_request(message, self.limit)
         except (MessageError, TopicError) as error:
@@ -97,20 +133,32 @@ class Responder:
         key = (request.reply_to, request.id)
         if key in self._jobs:
             return None  # still under way: the repeat joins it
+        # What is answered at once is acknowledged when the answer is with the broker: so a flood finds its limit in
+        # the receive maximum, not in our memory.
         if (answer := self._answered.get(key)) is not None:
-            return self._send(answer)
+            return self._publish(answer)
         now = asyncio.get_running_loop().time()
         job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
         refusal = self._refusal(service, request)
         if refusal is not None:
-            return self._send(self._message(job, error_reply(request.id, refusal)))
-        self._jobs[key] = job
+            return self._publish(self._out.message(job, error_reply(request.id, refusal)))
+        if service.journal is not None:
+            job.log = TaskLog(service.journal, _journal_key(request))
+            job.taken = asyncio.get_running_loop().create_future()
+        self._start(service, job)
+        return job.taken
+
+    def _start(self, service: ServedService, job: Job) -> None:
+        self._jobs[job.key] = job
         service.stats.queued += 1
-        job.task = asyncio.create_task(self._run(service, job))
-        self._tasks.add(job.task)
-        job.task.add_done_callback(self._tasks.discard)
+        job.task = self._spawn(self._run(service, job))
         self.on_load()
-        return None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _refusal(self, service: ServedService, request: Request) -> RequestError | None:
         stats = service.stats
@@ -127,20 +175,22 @@ class Responder:
         text = f"@{self.name} has {stats.running} requests running and {stats.queued} waiting"
         return RequestError("busy", text, retry_after_ms=stats.retry_after_ms())
 
-    def _refuse(self, service: ServedService, message: TransportMessage, error: MqttCollabError) -> None:
+    def _refuse(self, service: ServedService, message: TransportMessage, error: MqttCollabError) -> Work | None:
         """Answers what does not decode, where it still says where the answer goes."""
         self._reject(f"{message.topic}: {error}")
         try:
             content = decode_map(message.payload, limit=len(message.payload))
         except MessageError:
             content = {}
-        with contextlib.suppress(TopicError):
+        try:
             reply_to = parse_reply_topic(str(message.response_topic or content.get("reply_to")))
-            code = error.code if isinstance(error, MessageError) else "bad_request"
-            reply = error_reply(reply_to.leaf, RequestError(code, str(error)))
-            reply.agent, reply.service = self.name, service.name
-            topic = f"reply.gpt/@{reply_to.agent}/{reply_to.leaf}"
-            self._send(TransportMessage(topic, encode(reply), content_type=JSON, type=reply.type))
+        except TopicError:
+            return None
+        code = error.code if isinstance(error, MessageError) else "bad_request"
+        reply = error_reply(reply_to.leaf, RequestError(code, str(error)))
+        reply.agent, reply.service = self.name, service.name
+        topic = f"reply.gpt/@{reply_to.agent}/{reply_to.leaf}"
+        return self._publish(TransportMessage(topic, encode(reply), content_type=JSON, type=reply.type))
 
     def _reject(self, why: str) -> None:
         self.rejected += 1
@@ -151,29 +201,61 @@ class Responder:
 
     def _on_cancel(self, message: TransportMessage) -> None:
         request_id = message.payload.decode("ascii", "replace").strip()
-        for (_, job_id), job in self._jobs.items():
-            if job_id == request_id:
-                job.cancel()
+        found = [job for (_, job_id), job in self._jobs.items() if job_id == request_id]
+        for job in found:
+            job.cancel()
+        if not found and any(service.journal is not None for service in self.services.values()):
+            self._cancelled[request_id[:_LONGEST_ID]] = None
+            if len(self._cancelled) > _KEPT_CANCELS:
+                self._cancelled.popitem(last=False)
 
     # Answering them
 
     async def _run(self, service: ServedService, job: Job) -> None:
-        job.begun = True
-        current_request.set(job.request)
         reply: Reply | None = None
         try:
+            if job.taken is not None and not await self._take(service, job, job.taken):
+                return
+            job.begun = True
+            current_request.set(job.request)
+            current_log.set(job.log)
             reply = await self._work(service, job)
         except TimeoutError:
             _log.info("request %s to %s is past its ttl: not answered", job.request.id, service.name)
         except asyncio.CancelledError:
             if not job.cancelled:
                 raise
+            if job.handed_over:
+                del self._jobs[job.key]
+                return
             why = f"@{self.name} stopped before it was done" if self._stopping else "the requester gave the request up"
             reply = error_reply(job.request.id, RequestError("cancelled", why))
         finally:
-            message = self._finish(service, job, reply)
-        if message is not None:
-            await self._publish(message)
+            if not job.begun:
+                service.stats.queued -= 1
+                del self._jobs[job.key]
+        await self._end(service, job, reply)
+
+    async def _take(self, service: ServedService, job: Job, taken: asyncio.Future[None]) -> bool:
+        """Writes a request down, so that the broker need not hold it; False if it is not to be worked on here."""
+        log, request = job.log, job.request
+        assert log is not None
+        task = NewTask(log.key, service.name, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
+        try:
+            accepted = await log.journal.accept(task)
+            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
+                job.log = TaskLog(log.journal, log.key, found[1])
+        except JournalError as error:
+            text = f"@{self.name} can't write the request down: {error}"
+            failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
+            await self._publish(self._out.message(job, error_reply(request.id, failure)))
+            return False
+        finally:
+            if not taken.done():  # its connection may be gone
+                taken.set_result(None)
+        if accepted.reply is not None:
+            await self._send_written(job, accepted.reply)
+        return accepted.state == "mine"
 
     async def _work(self, service: ServedService, job: Job) -> Reply:
         """Waits for a slot as long as the request may, and calls the handler; TimeoutError once its ttl is over."""
@@ -208,7 +290,9 @@ class Responder:
         started = asyncio.get_running_loop().time()
         job.request.ttl_ms = max(1, math.ceil(1000 * (job.deadline - started)))  # what is left of it for the handler
         try:
-            reply = await service.handler(job.request, lambda text, steps: self._send_part(service, job, text, steps))
+            reply = await service.handler(
+                job.request, lambda text, steps: self._out.send_part(service.name, job, text, steps)
+            )
         except RequestError as error:
             reply = error_reply(job.request.id, error)
         except MessageError as error:
@@ -233,81 +317,46 @@ class Responder:
         )
         return reply
 
-    def _finish(self, service: ServedService, job: Job, reply: Reply | None) -> TransportMessage | None:
-        del self._jobs[job.key]
-        if reply is None:
-            service.stats.failed += 1
-            return None
-        message, failed = self._seal(service, job, reply)
-        if job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
-            return message
-        if failed:
-            service.stats.failed += 1
-        else:
-            service.stats.completed += 1
-        self._answered.add(job.key, message, job.deadline)
-        return message
+    # Ending them
 
-    def _seal(self, service: ServedService, job: Job, reply: Reply) -> tuple[TransportMessage, bool]:
-        """The last reply as a message, or an error reply where it can't be sent; and whether it is an error."""
-        reply.agent, reply.service, reply.seq = self.name, service.name, job.seq
+    async def _end(self, service: ServedService, job: Job, reply: Reply | None) -> None:
+        """Writes the end down, where the service is durable, and then sends the last reply; None: there is none."""
+        message: TransportMessage | None = None
+        code, ours = "deadline_exceeded", False
+        if reply is not None:
+            message, code = self._out.seal(service.name, job, reply)
         try:
-            message = self._message(job, reply)
-        except MessageError as error:
-            _log.error("the answer of %s can't be sent: %s", service.name, error)
-            failure = RequestError("internal", f"the answer of {service.name} can't be encoded")
-        else:
-            if len(message.payload) <= self.limit:
-                return message, reply.status == "error"
-            text = f"the answer has {len(message.payload)} bytes; the limit is {self.limit}"
-            failure = RequestError("too_large", text)
-        instead = error_reply(job.request.id, failure)
-        instead.agent, instead.service, instead.seq, instead.timing = self.name, service.name, job.seq, reply.timing
-        return self._message(job, instead), True
+            ours = job.log is None or await self._write_end(job.log, message, code)
+        finally:
+            del self._jobs[job.key]
+            if not job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
+                if code == "ok":
+                    service.stats.completed += 1
+                else:
+                    service.stats.failed += 1
+                if message is not None and ours:
+                    self._answered.add(job.key, message, job.deadline)
+        if message is not None and ours and await self._out.publish(message) and job.log is not None:
+            job.log.journal.sent(job.log.key)
 
-    async def _send_part(self, service: ServedService, job: Job, text: str | None, steps: list[Step]) -> None:
-        part = Reply(
-            id=job.request.id,
-            seq=job.seq,
-            last=False,
-            status="partial",
-            output=text,
-            steps=steps,
-            agent=self.name,
-            service=service.name,
-        )
-        message = self._message(job, part)
-        if len(message.payload) > self.limit:
-            raise RequestError("too_large", f"a part has {len(message.payload)} bytes; the limit is {self.limit}")
-        job.seq += 1
-        await self.transport.publish(message, bulk=True)
+    async def _write_end(self, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
+        """Whether the end is ours to tell."""
+        try:
+            return await log.journal.answer(log.key, None if message is None else message.payload, code)
+        except JournalError as error:  # who asked shall have the answer all the same
+            _log.error("the end of %s was not written down: %s", log.key, error)
+            return True
 
-    def _message(self, job: Job, reply: Reply) -> TransportMessage:
-        remaining = job.deadline - asyncio.get_running_loop().time()
-        return TransportMessage(
-            job.request.reply_to,
-            encode(reply, job.content_type),
-            content_type=job.content_type,
-            correlation=job.request.id.encode(),
-            expiry_s=max(1, int(remaining) + 1),
-            type=reply.type,
-            traceparent=job.request.traceparent,
-        )
-
-    def _send(self, message: TransportMessage) -> None:
-        task = asyncio.create_task(self._publish(message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _send_written(self, job: Job, payload: bytes) -> None:
+        """Sends a last reply that the journal has kept."""
+        if await self._out.publish(self._out.sealed(job, payload)) and job.log is not None:
+            job.log.journal.sent(job.log.key)
 
     async def _publish(self, message: TransportMessage) -> None:
-        try:
-            async with asyncio.timeout(message.expiry_s or 30):
-                try:
-                    await self.transport.publish(message)
-                except TooLarge as error:  # for the broker, whose limit may be lower than ours
-                    reply = error_reply(message.topic.rpartition("/")[2], RequestError("too_large", str(error)))
-                    await self.transport.publish(dataclasses.replace(message, payload=encode(reply), content_type=JSON))
-        except (TransportError, MessageError) as error:
-            _log.warning("a reply to %s was not sent: %s", message.topic, error)
-        except TimeoutError:
-            _log.info("a reply to %s was past its ttl: not sent", message.topic)
+        await self._out.publish(message)
+
+
+def _journal_key(request: Request) -> str:
+    """The reply topic, whose last level is the id, unless somebody's MQTT 5 properties say otherwise."""
+    own = request.reply_to.endswith(f"/{request.id}")
+    return request.reply_to if own else f"{request.reply_to}#{request.id}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,11 +29,12 @@ class TransportMessage:
     traceparent: str | None = None
 
 
-# A handler runs on the event loop and must not block. If it returns a coroutine, the message is acknowledged
-# to the broker only once that is done; else at once.
-Work = Coroutine[Any, Any, None]
+# What a message's acknowledgement waits for: a coroutine, which is then run, or a future.
+Work = Awaitable[Any]
+# A handler runs on the event loop and must not block. If it returns something to await, the message is
+# acknowledged to the broker only once that is done (see `OrderedAcks`); else at once.
 Handler = Callable[[TransportMessage], Work | None]
-ConnectedHook = Callable[[], Work]
+ConnectedHook = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Transport(Protocol):
@@ -49,6 +50,11 @@ class Transport(Protocol):
     @property
     def online(self) -> bool:
         """Whether the connection stands now."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """How many publishes wait: for their acknowledgement, for their turn, or for the connection."""
         ...
 
     def on_connected(self, hook: ConnectedHook) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from mqttcollab.errors import ConnectError, PublishError, TooLarge, TransportError
 from mqttcollab.topics import matches
-from mqttcollab.transport.base import ConnectedHook, Handler, TransportMessage
+from mqttcollab.transport.acks import OrderedAcks
+from mqttcollab.transport.base import ConnectedHook, Handler, TransportMessage, Work
+from mqttcollab.transport.options import MqttOptions
 from mqttcollab.transport.router import Router
 
 _log = logging.getLogger(__name__)
@@ -67,9 +69,20 @@ class MemoryBroker:
 
 
 class MemoryTransport:
-    """A client of a `MemoryBroker`; see `Transport` for the methods."""
+    """A client of a `MemoryBroker`; see `Transport` for the methods.
 
-    def __init__(self, broker: MemoryBroker, client_id: str, *, will: TransportMessage | None = None) -> None:
+    QoS 1 messages are handed out up to the receive maximum of the options; the others wait for acknowledgements.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        client_id: str,
+        *,
+        will: TransportMessage | None = None,
+        options: MqttOptions | None = None,
+    ) -> None:
+        options = options or MqttOptions()
         self.client_id = client_id
         self.router = Router()
         self._broker = broker
@@ -77,8 +90,12 @@ class MemoryTransport:
         self._hooks: list[ConnectedHook] = []
         self._online = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._inbox: deque[TransportMessage] = deque()
+        self._receive_maximum = options.receive_maximum
+        self._acks = OrderedAcks(self._acknowledged, options.ack_limit_s)
+        self._held: deque[TransportMessage] = deque()  # until there is room under the receive maximum
+        self._held_back = 0
         self._closed = False
 
     @property
@@ -90,6 +107,11 @@ class MemoryTransport:
     def online(self) -> bool:
         """See `Transport`."""
         return self._online.is_set() and not self._closed
+
+    @property
+    def unsent(self) -> int:
+        """See `Transport`."""
+        return self._held_back
 
     def on_connected(self, hook: ConnectedHook) -> None:
         """See `Transport`."""
@@ -124,11 +146,12 @@ class MemoryTransport:
         others = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*others, self._acks.close(), return_exceptions=True)
 
     def die(self) -> None:
         """Goes away without a goodbye, so that the broker publishes the will."""
         self._closed = True
+        self._acks.forget()
         self._broker.clients.pop(self.client_id, None)
         if self._will is not None:
             self._broker.deliver(self._will)
@@ -158,7 +181,11 @@ class MemoryTransport:
             raise TooLarge(f"{message.topic}: {len(message.payload)} bytes are over the limit of the broker in memory")
         if not message.topic or "+" in message.topic or "#" in message.topic:
             raise PublishError(f"can't publish to {message.topic!r}: it is no topic")
-        await self._online.wait()
+        self._held_back += 1
+        try:
+            await self._online.wait()
+        finally:
+            self._held_back -= 1
         if self._closed:
             raise TransportError("the connection to the broker in memory was closed")
         if any(matches(f, message.topic) for f in self._broker.denied):
@@ -185,8 +212,31 @@ class MemoryTransport:
 
     def _dispatch(self) -> None:
         if self._inbox and not self._closed:
-            for wait in self.router.route(self._inbox.popleft()):
+            message = self._inbox.popleft()
+            if message.qos and (self._held or self._full):
+                self._held.append(message)
+            else:
+                self._hand_out(message)
+
+    @property
+    def _full(self) -> bool:
+        return len(self._acks) >= self._receive_maximum
+
+    def _hand_out(self, message: TransportMessage) -> None:
+        waits = self.router.route(message)
+        if message.qos:
+            self._acks.received(0, waits)
+        else:
+            for wait in waits:
                 self._spawn(wait)
+
+    def _acknowledged(self, _: int) -> None:
+        if self._held:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        while self._held and not self._full and not self._closed:
+            self._hand_out(self._held.popleft())
 
     def _replay(self, filter_: str) -> None:
         if not filter_.startswith("$share/"):
@@ -194,12 +244,13 @@ class MemoryTransport:
                 if matches(filter_, message.topic):
                     self.receive(message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Work) -> None:
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
+        if task is not work:
+            self._tasks.add(task)
         task.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[Any]) -> None:
+    def _finished(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("in %s: %s", task.get_coro(), error, exc_info=error)
+            _log.error("a handler failed: %s", error, exc_info=error)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from mqttcollab.config import BrokerAddress
 from mqttcollab.errors import PublishError, SubscribeError, TooLarge, TransportError
 from mqttcollab.transport.acks import OrderedAcks
-from mqttcollab.transport.base import ConnectedHook, Handler, TransportMessage
+from mqttcollab.transport.base import ConnectedHook, Handler, TransportMessage, Work
 from mqttcollab.transport.client import puback_text
 from mqttcollab.transport.options import MqttOptions
 from mqttcollab.transport.properties import pack_properties
@@ -65,9 +65,10 @@ class MqttTransport:
         self._hooks: list[ConnectedHook] = []
         self._window = Window(self.options.window)
         self._drained = asyncio.Event()
+        self._held_back = 0
         self._publishing: dict[int, asyncio.Future[int]] = {}
-        self._acks = OrderedAcks(lambda mid: self._session.link.acknowledge(mid))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._acks = OrderedAcks(lambda mid: self._session.link.acknowledge(mid), self.options.ack_limit_s)
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     @property
     def mqtt5(self) -> bool:
@@ -78,6 +79,11 @@ class MqttTransport:
     def online(self) -> bool:
         """Whether the connection stands now."""
         return self._session.online
+
+    @property
+    def unsent(self) -> int:
+        """See `Transport`."""
+        return self._window.used + self._window.waiting + self._held_back
 
     def on_connected(self, hook: ConnectedHook) -> None:
         """See `Transport`."""
@@ -153,11 +159,15 @@ class MqttTransport:
 
     async def _publish_unacknowledged(self, message: TransportMessage, packed: bytes, bulk: bool) -> bool:
         high_water = _BULK_HIGH_WATER if bulk else _HIGH_WATER
-        while not self._session.online or self._session.link.unsent > high_water:
-            await self._session.wait_online()
-            if self._session.link.unsent > high_water:
-                self._drained.clear()
-                await self._drained.wait()
+        self._held_back += 1
+        try:
+            while not self._session.online or self._session.link.unsent > high_water:
+                await self._session.wait_online()
+                if self._session.link.unsent > high_water:
+                    self._drained.clear()
+                    await self._drained.wait()
+        finally:
+            self._held_back -= 1
         self._send(message, packed)
         return True
 
@@ -169,15 +179,16 @@ class MqttTransport:
                 future.set_exception(TransportError(why))
                 future.exception()  # whoever still awaits it sees it; nobody else is to hear of it
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
+    def _spawn(self, work: Work) -> None:
+        task = asyncio.ensure_future(work)
+        if task is not work:
+            self._tasks.add(task)
         task.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("in %s: %s", task.get_coro(), error, exc_info=error)
+            _log.error("a handler failed: %s", error, exc_info=error)
 
     # What the session tells
 

@@ -14,7 +14,10 @@ class MqttOptions:
         keepalive_s: seconds of silence after which broker and client suspect each other.
         session_expiry_s: how long the broker keeps subscriptions and queued messages while the client is away;
             0 starts clean every time. MQTT 3.1.1 knows no expiry: there a session stays until it is cleaned.
-        receive_maximum: QoS 1 messages that the broker may send before the first is acknowledged (MQTT 5).
+        receive_maximum: QoS 1 messages that the broker may send before the first is acknowledged (MQTT 5; with
+            3.1.1 the broker's own limit holds).
+        ack_limit_s: the longest, in seconds, that a handler may hold back the acknowledgement of its message, and
+            so of all that came after it.
         window: QoS 1 publishes in flight, where the broker's own receive maximum is not smaller.
         maximum_packet: largest packet that is sent and, with MQTT 5, accepted, in bytes. Larger ones are refused
             here, since a broker that gets one breaks the connection.
@@ -25,6 +28,7 @@ class MqttOptions:
     keepalive_s: int = 30
     session_expiry_s: int = 0
     receive_maximum: int = 1024
+    ack_limit_s: float = 30.0
     window: int = 256
     maximum_packet: int = 1 << 20
     backoff_s: float = 0.2

@@ -20,6 +20,11 @@ class Window:
         self._bulk: deque[asyncio.Future[None]] = deque()
         self._closed: Exception | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._control) + len(self._bulk)
+
     def try_acquire(self, bulk: bool) -> bool:
         """Takes a slot if one is free for this kind of traffic and nobody waits before it."""
         queue = self._bulk if bulk else self._control
