@@ -66,6 +66,8 @@ class Arena:
         executed = Counter(self.world.executed())
         row = self.checker.row(self.name, self.seed, executed, self.once, time.monotonic() - self._started)
         self.rows.append(row)
+        ends = [f"{t.sent:.3f} {t.kind} {t.steps} {t.outcome} {t.token} {t.said}" for t in self.checker.tasks]
+        (self.folder / "ends.txt").write_text("\n".join(ends))
         bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
         details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
         details += [b" | ".join(seen).decode() for seen in self.checker.observer.twice(self.once)[:3]]

@@ -25,9 +25,10 @@ class Task:
 
     Attributes:
         token: what is asked, unique.
-        expected: the token that the answer must have.
         steps: how many services work on it, one after the other.
         sent, ended: loop times.
+        kind: of requester.
+        expected: the token that the answer must have.
         outcome: `ok`; `partial`: an answer that says what is missing; an error code of the protocol; `timer`:
             `deadline_exceeded` by the requester's own timer. What must not be: `lost`, `wrong`, `uncoded`.
         said: what the error said.
@@ -36,6 +37,7 @@ class Task:
     token: str
     steps: int
     sent: float
+    kind: str
     expected: str = ""
     ended: float | None = None
     outcome: str = ""
@@ -149,11 +151,13 @@ class Checker:
         return [t for t in self.tasks if t.sent < moment and (t.ended is None or t.ended > moment)]
 
     def resumed(self, killed: float, agent: str) -> float | None:
-        """Seconds from a kill to the first step that the agent's next life asks for a task of the life before."""
-        before = {token for task in self.open_at(killed) for token in task.chain}
+        """Seconds from the kill of an orchestrator to the first step that is asked of a task that it had in hand."""
+        asked = self.observer.asked
+        begun = {token for time, who, token in asked if who == agent and time <= killed}
+        in_hand = {token for task in self.open_at(killed) if begun & set(task.chain) for token in task.chain}
         # What the dead process had sent may still be on its way for a moment.
-        times = [time for time, who, token in self.observer.asked if who == agent and token in before]
-        return min((time - killed for time in times if time > killed + 0.1), default=None)
+        times = [time for time, _, token in asked if time > killed + 0.1 and token in in_hand]
+        return min(times) - killed if times else None
 
     def answered_after(self, moment: float, *, sent_after: float) -> float | None:
         """Seconds from a moment to the first answer to a request sent after another moment."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from arena import Arena
 from world import Program
 
@@ -21,7 +22,7 @@ async def fleet(
     journal: Literal["shared", "own", "none"] = "shared",
     folder: Path | None = None,
     url: str | None = None,
-    **more: str,
+    each: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Starts workers and orchestrators, and waits until they are there.
 
@@ -31,14 +32,14 @@ async def fleet(
         journal: whether they share one, have one each, or none.
         folder: where journals are kept; None: the arena's.
         url: of a proxy before the broker.
-        **more: added to the environment of orchestrators.
+        each: added to the environment of an orchestrator, by its name.
     """
     for name in WORKERS:
         arena.world.worker(name, url)
     for name in orchestrators:
         file = (folder or arena.folder) / ("journal.db" if journal == "shared" else f"{name}.db")
         words = () if journal == "none" else ("--journal", str(file))
-        arena.world.orchestrator(name, *words, url=url, **more)
+        arena.world.orchestrator(name, *words, url=url, **(each or {}).get(name, {}))
     if journal == "shared" or (journal == "own" and len(orchestrators) == 1):
         arena.once |= set(orchestrators)
     await arena.world.online(*WORKERS, *orchestrators)
@@ -84,3 +85,31 @@ async def freeze(program: Program, seconds: float) -> None:
         await asyncio.sleep(seconds)
     finally:
         program.send(signal.SIGCONT)
+
+
+class Clock:
+    """The time of day of a process, by libfaketime; its monotonic clock stays as it is.
+
+    Args:
+        file: holds how far it is off.
+    """
+
+    def __init__(self, file: Path) -> None:
+        found = [path for folder in ("/usr/lib", "/usr/lib64") for path in Path(folder).glob("**/libfaketimeMT.so.1")]
+        if not found:
+            pytest.skip("libfaketime is not installed (Debian, Ubuntu: apt-get install libfaketime)")
+        self._file = file
+        self.environment = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",  # its name in older versions
+        }
+        self.set("+0")
+
+    def set(self, offset: str) -> None:
+        """Jumps, e.g. `+1h`."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{offset}\n")
+        new.replace(self._file)

@@ -171,7 +171,7 @@ class Crowd:
         rng, now = self.rng, asyncio.get_running_loop().time()
         kind = rng.choice(self.kinds)
         steps = 1 if kind == "direct" or rng.random() < 0.7 else 2
-        task = Task(f"t{rng.getrandbits(64):016x}", steps, now)
+        task = Task(f"t{rng.getrandbits(64):016x}", steps, now, kind)
         self.checker.tasks.append(task)
         if kind == "device":
             await rng.choice(self._devices).ask(task, self.ttl_s)
