@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 from arena import Arena
-from crashing import POINTS
 from faults import WORKERS, at_random, fleet, kill_and_restart, restart_broker
+from runner import POINTS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 

@@ -156,8 +156,8 @@ class World:
         return self.add(name, [sys.executable, str(_HERE / "worker.py"), name, str(self.executions)], url)
 
     def orchestrator(self, name: str, *words: str, url: str | None = None, **more: str) -> Program:
-        """Starts an orchestrator; with CHAOS_CRASH in its environment it kills itself, see `crashing.py`."""
-        script = str(_HERE / "crashing.py")
+        """Starts an orchestrator; with CHAOS_CRASH in its environment it kills itself, see `runner.py`."""
+        script = str(_HERE / "runner.py")
         return self.add(name, [sys.executable, script, "orchestrator", "--name", name, *words], url, **more)
 
     async def online(self, *names: str) -> None:

@@ -1,6 +1,8 @@
-"""`mqttcollab`, but it kills itself at a chosen point of its journal's use.
+"""`mqttcollab`, but it kills itself at a chosen point of its journal's use, or its clock jumps.
 
-Run as `CHAOS_CRASH=<point>:<n> python crashing.py orchestrator …`; without CHAOS_CRASH it runs on. The points:
+Run as `CHAOS_CRASH=<point>:<n> CHAOS_CLOCK=<file> python runner.py orchestrator …`. The file holds the seconds by which
+the time of day is off; monotonic clocks stay as they are. (libfaketime does the same for any process, but makes
+Python's threads wait so long for each other that nothing else is tested.) The points:
 
     before-accept   a request has come, and is not on disk
     after-accept    it is on disk, and not acknowledged to the broker
@@ -15,7 +17,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import mqttcollab.life
@@ -62,12 +66,27 @@ class Crashing:
         self._reached("after-append")
 
 
+def _crash_at(point: str, number: int) -> None:
+    async def opened(*arguments: Any, **more: Any) -> Any:
+        return Crashing(await open_journal(*arguments, **more), point, number)
+
+    mqttcollab.life.open_journal = opened
+
+
+def _follow_clock(file: Path) -> None:
+    right = time.time_ns
+
+    def time_ns() -> int:
+        return right() + int(file.read_text()) * 1_000_000_000
+
+    time.time_ns = time_ns
+    time.time = lambda: time_ns() / 1e9
+
+
 if __name__ == "__main__":
     if crash := os.environ.get("CHAOS_CRASH"):
-        point, _, number = crash.partition(":")
-
-        async def opened(*arguments: Any, **more: Any) -> Any:
-            return Crashing(await open_journal(*arguments, **more), point, int(number))
-
-        mqttcollab.life.open_journal = opened
+        where, _, nth = crash.partition(":")
+        _crash_at(where, int(nth))
+    if clock := os.environ.get("CHAOS_CLOCK"):
+        _follow_clock(Path(clock))
     sys.exit(main())
