@@ -73,7 +73,7 @@ class Place:
         *,
         deaths: int = 0,
         seconds: float = 0.0,
-        journal: Path | None | bool = True,
+        journal: Path | bool | None = True,
         grace: float = 0.0,
     ) -> AsyncIterator[Process]:
         where = str(self.journal) if journal is True else journal and str(journal)
@@ -195,7 +195,11 @@ async def test_a_cancel_reaches_a_task_whose_agent_was_killed(place: Place) -> N
 
 
 async def test_another_agent_takes_over(place: Place) -> None:
-    async with asking(place) as (asker, watcher), place.slow("slow-2", deaths=1), place.slow("slow-1", deaths=1) as dies:
+    async with (
+        asking(place) as (asker, watcher),
+        place.slow("slow-2", deaths=1),
+        place.slow("slow-1", deaths=1) as dies,
+    ):
         answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
         assert await dies.ended() == -signal.SIGKILL
         assert (await answer).output == "hello, says @slow-2 for the 2. time"

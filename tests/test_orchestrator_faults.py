@@ -307,13 +307,15 @@ def offer(name: str, service: str = WIND) -> Ranked:
     return Ranked(Offer(ServiceRecord(agent=name, service=service), AgentView(name)), candidate)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Answering(Asking):
     """Asks a function instead of agents."""
 
     answer: Callable[[Offer, Question], Awaitable[Reply]]
 
-    async def one(self, offer: Offer, question: Question, *, wait_s: float | None = None) -> Reply:
+    async def one(
+        self, offer: Offer, question: Question, *, wait_s: float | None = None, again: str | None = None
+    ) -> Reply:
         return await self.answer(offer, question)
 
 
@@ -336,7 +338,7 @@ class Bench:
     def run(
         self, plan: Sequence[PlannedStep], answer: Callable[[Offer, Question], Awaitable[Reply]], seconds: float = 8.0
     ) -> AsyncGenerator[Outcome, None]:
-        asking = Answering(self.agent, REQUEST, lambda agent, service: 0.7, answer)
+        asking = Answering(self.agent, REQUEST, lambda agent, service: 0.7, answer=answer)
         return self.dispatch.run(plan, asking, asyncio.get_running_loop().time() + seconds)
 
 

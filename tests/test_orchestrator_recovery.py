@@ -1,0 +1,191 @@
+"""An orchestrator that is killed with a question in hand, and what its next life, or another, makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fleet import Process, Watcher, client, known, process
+from harness import eventually
+
+from mqttcollab import Agent, Answer, Reply, Request
+from mqttcollab.broker import Broker
+from mqttcollab.codec import decode
+from mqttcollab.journal import open_journal
+from mqttcollab.messages import PlanStep, Usage
+from mqttcollab.rpc import Requester
+from mqttcollab.runtimes.embedders import load_embedder
+from mqttcollab.topics import ORCHESTRATION, request_topic
+
+pytest.importorskip("wordllama", reason="finding services by meaning takes wordllama: pip install 'mqttcollab[embed]'")
+pytest.importorskip("aiosqlite", reason="a journal takes aiosqlite: pip install 'mqttcollab[journal]'")
+
+WIND, DEPTH = "data.gpt/weather/wind", "data.gpt/sea/depth"
+PLAN = [PlanStep(text="How strong is the wind?", service=WIND), PlanStep(text="How deep is it?", service=DEPTH)]
+SOURCE = """\
+from mqttcollab import AgentOptions
+from mqttcollab.orchestrator import orchestrator_agent
+from mqttcollab.runtimes.embedders import load_embedder
+
+options = AgentOptions(journal={journal!r}, grace_s=0.0)
+orchestrator_agent({name!r}, load_embedder("wordllama"), agent_options=options).run()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _embedder() -> None:
+    load_embedder("wordllama")  # before the event loop runs; it is kept
+
+
+class Boat:
+    """Two sensors in this process, one of which takes its time; an orchestrator that can be killed; who asks."""
+
+    def __init__(self, folder: Path, url: str, asker: Agent) -> None:
+        self.folder, self.url, self.asker = folder, url, asker
+        self.asked: list[str] = []
+        self.deep = asyncio.Event()
+        self.scripts = folder / "scripts"
+        self.scripts.mkdir()
+
+    @property
+    def journal(self) -> str:
+        return str(self.folder / "journal.db")
+
+    @contextlib.asynccontextmanager
+    async def head(self, name: str = "head", journal: str | None = None) -> AsyncIterator[Process]:
+        source = SOURCE.format(name=name, journal=journal or self.journal)
+        async with process(self.scripts, source, self.url) as orchestrator:
+            await orchestrator.says("is online")
+            yield orchestrator
+
+    def ask(self, agent: str | None = "head", ttl_s: float = 30.0, **fields: object) -> asyncio.Future[Reply]:
+        return asyncio.ensure_future(
+            self.asker.ask("Tell me", service=ORCHESTRATION, agent=agent, ttl_s=ttl_s, plan=PLAN, **fields)
+        )
+
+
+@pytest.fixture
+async def boat(tmp_path: Path, mosquitto: Broker) -> AsyncIterator[Boat]:
+    url = mosquitto.info.url
+    async with client().running(url) as asker:
+        boat = Boat(tmp_path, url, asker)
+
+        def sensor(name: str, service: str, handle: Callable[[Request], Awaitable[Answer]]) -> Agent:
+            agent = Agent(name)
+            agent.service(service, description=service, concurrency=8)(handle)
+            return agent
+
+        async def wind(request: Request) -> Answer:
+            boat.asked.append("wind")
+            return Answer("20 knots", confidence=0.9, usage=Usage(cost_usd=0.25))
+
+        async def depth(request: Request) -> Answer:
+            boat.asked.append("depth")
+            await boat.deep.wait()
+            return Answer("4 metres", confidence=0.9)
+
+        async with sensor("wind-1", WIND, wind).running(url), sensor("depth-1", DEPTH, depth).running(url):
+            yield boat
+
+
+async def until_noted(boat: Boat, kinds: set[str], count: int = 1) -> None:
+    """Waits until the only task's history has these kinds of entries, so many of the last."""
+    journal = await open_journal(boat.journal, "")
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                for task in await journal.tasks():
+                    found = await journal.task(task.key)
+                    if found is not None and kinds <= {entry.kind for entry in found[1]}:
+                        return
+                await asyncio.sleep(0.02)
+    finally:
+        await journal.close()
+
+
+async def test_a_task_outlives_its_orchestrator(boat: Boat) -> None:
+    async with client("spy").running(boat.url) as other, boat.head() as head:
+        spy = await Watcher().watch(other.transport, "reply.gpt/@asker/#")
+        answer = boat.ask()
+        await until_noted(boat, {"plan", "step"})
+        await eventually(lambda: len(boat.asked) == 2)
+        head.send(signal.SIGKILL)
+        await head.ended()
+        async with boat.head():
+            await asyncio.sleep(0.5)
+            boat.deep.set()
+            reply = await answer
+        await spy.until(lambda: any(decode(Reply, m.payload).last for m in spy.seen))
+    assert sorted((reply.output or "").splitlines()) == ["20 knots [@wind-1]", "4 metres [@depth-1]"]
+    assert [step.number for step in reply.steps] == [1, 2]
+    assert reply.plan is not None
+    assert reply.plan.origin == "request"
+    # The wind was known, and the depth gauge is still at work on what it was asked.
+    assert sorted(boat.asked) == ["depth", "wind"]
+    assert len([m for m in spy.seen if decode(Reply, m.payload).last]) == 1
+
+
+async def test_what_an_agent_has_finished_meanwhile_is_not_done_again(boat: Boat) -> None:
+    async with boat.head() as head:
+        answer = boat.ask()
+        await until_noted(boat, {"plan", "step"})
+        await eventually(lambda: len(boat.asked) == 2)
+        head.send(signal.SIGKILL)
+        await head.ended()
+        boat.deep.set()
+    async with boat.head():
+        reply = await answer
+    assert "4 metres" in (reply.output or "")
+    assert sorted(boat.asked) == ["depth", "wind"]
+
+
+async def test_another_orchestrator_takes_over(boat: Boat) -> None:
+    async with boat.head("head-2"), boat.head("head-1") as head:
+        registry = await boat.asker.follow()
+        await known(lambda: len(registry.offers(ORCHESTRATION)) == 2)
+        answer = boat.ask("head-1")
+        await until_noted(boat, {"plan", "step"})
+        await eventually(lambda: len(boat.asked) == 2)
+        head.send(signal.SIGKILL)
+        await head.ended()
+        boat.deep.set()
+        reply = await answer
+    assert reply.agent == "head-2"
+    assert sorted((reply.output or "").splitlines()) == ["20 knots [@wind-1]", "4 metres [@depth-1]"]
+    assert boat.asked.count("wind") == 1
+
+
+async def test_orchestrators_that_share_no_journal_take_over_from_each_other_too(boat: Boat) -> None:
+    journals = [str(boat.folder / f"{name}.db") for name in ("one", "two")]
+    async with boat.head("head-1", journals[0]) as one, boat.head("head-2", journals[1]) as two:
+        requester = Requester(boat.asker.transport, "asker-2")
+        await requester.start()
+        request = requester.new_request("Tell me", plan=PLAN, ttl_ms=9000)
+        answer = asyncio.ensure_future(requester.ask(request_topic(ORCHESTRATION), request))
+        await eventually(lambda: len(boat.asked) == 2)
+        journal = await open_journal(journals[0], "")
+        first = one if await journal.tasks() else two
+        await journal.close()
+        first.send(signal.SIGKILL)
+        await first.ended()
+        boat.deep.set()
+        assert (await answer).agent == ("head-2" if first is one else "head-1")
+        await requester.stop()
+
+
+async def test_what_was_spent_counts_in_the_next_life(boat: Boat) -> None:
+    boat.deep.set()
+    async with boat.head():
+        await boat.ask(budget_usd=1.0)
+        journal = await open_journal(boat.journal, "")
+        (task,) = await journal.tasks()
+        found = await journal.task(task.key)
+        await journal.close()
+    assert found is not None
+    replies = [entry.facts for entry in found[1] if entry.kind == "reply"]
+    assert sorted(reply["cost_usd"] for reply in replies) == [0.0, 0.25]
+    assert {"plan", "dispatch", "reply", "step"} == {entry.kind for entry in found[1]}
