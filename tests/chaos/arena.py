@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checker import Checker, Row
+from checker import Checker, Row, brief
 from requesters import KINDS, Crowd
 from world import World
+
+# What each fault gets: few enough a second that a busy machine with two cores keeps up, since this is no load test.
+TASKS, RATE = 700, 25.0
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ class Arena:
         (self.folder / "ends.txt").write_text("\n".join(ends))
         bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
         details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
-        details += [b" | ".join(seen).decode() for seen in self.checker.observer.twice(self.once)[:3]]
+        details += [" | ".join(map(brief, seen)) for seen in self.checker.observer.twice(self.once)[:3]]
         broken = {"lost": row.lost, "wrong": row.wrong, "uncoded": row.uncoded, "twice": row.twice}
         assert not any(broken.values()), "\n".join([f"{broken}; seed {self.seed}; logs in {self.folder}", *details])
         assert row.ok > 0
@@ -90,6 +93,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield f"{'all':{width}}" + "".join(f"{round(sum(getattr(row, n) for row in rows), 1):>9}" for n in numbers)
     yield "timer: deadline_exceeded by the requester's own timer; repeated: the same bytes again on the wire;"
     yield "twice*: different replies on the wire where once is not promised: without a journal, or with one each"
+    for row in rows:
+        for reason, count in row.reasons.items():
+            yield f"{row.fault}: {count} times {reason}"
     for row in rows:
         for name, times in row.recovery.items():
             ordered = sorted(times)

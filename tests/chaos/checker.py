@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
 
 CODES = get_args(ErrorCode)
+_VARIES = re.compile(r"[0-9]+([.][0-9]+)?|\bt[0-9a-f]{16}\b")
 
 
 @dataclass(slots=True)
@@ -135,6 +137,7 @@ class Row:
     faults: int
     seconds: float
     recovery: dict[str, list[float]]
+    reasons: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -187,7 +190,22 @@ class Checker:
             faults=self.faults,
             seconds=round(seconds, 1),
             recovery={name: [round(s, 3) for s in times] for name, times in self.recovery.items()},
+            reasons=dict(Counter(_reason(task) for task in self.tasks if task.said).most_common(5)),
         )
+
+
+def _reason(task: Task) -> str:
+    """What ended a task without an answer, the same for all tasks that it befell."""
+    said = _VARIES.sub("…", task.said)
+    return f"{task.outcome}, {task.kind}: {said[:120]}"
+
+
+def brief(payload: bytes) -> str:
+    """A last reply in a line."""
+    reply = json.loads(payload)
+    error = reply.get("error") or {}
+    said = f"{error.get('code')}: {error.get('message')}" if error else f"{reply.get('output')!r}"
+    return f"{reply['id']} @{reply.get('agent')} {reply.get('status')} {said[:200]} {reply.get('timing')}"
 
 
 def _now() -> float:

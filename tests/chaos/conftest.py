@@ -14,6 +14,8 @@ from arena import Arena, table
 from checker import Checker, Observer, Row
 
 _ROWS = pytest.StashKey[list[Row]]()
+_STARTED = pytest.StashKey[float]()
+_LIMIT_S = 15 * 60.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ROWS] = []
+    config.stash[_STARTED] = time.monotonic()
 
 
 def _option(config: pytest.Config, name: str) -> str | None:
@@ -45,6 +48,8 @@ async def arena(
 ) -> AsyncIterator[Arena]:
     """A broker, an observer and nobody else yet; all processes are gone at the end, whatever happens."""
     name = request.node.name.removeprefix("test_")
+    if time.monotonic() - request.config.stash[_STARTED] > _LIMIT_S - 60 and request.node.get_closest_marker("chaos"):
+        pytest.fail(f"no time is left for this fault: chaos ends after {_LIMIT_S:g} s; use a smaller --chaos-scale")
     arena = Arena(
         name,
         f"{chaos_seed}:{name}",

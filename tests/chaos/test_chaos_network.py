@@ -8,11 +8,11 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
-from arena import Arena
+from arena import RATE, TASKS, Arena
 from faults import at_random, fleet
 from proxy import Proxy, Weather
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
 NAMES = ("orc-1", "orc-2")
 
@@ -30,7 +30,7 @@ async def test_network_cut(arena: Arena) -> None:
         await fleet(arena, *NAMES, url=agents.url)
         async with (
             arena.crowd(NAMES, url=requesters.url) as crowd,
-            crowd.asking(arena.count(800), 40) as sending,
+            crowd.asking(arena.count(TASKS), RATE) as sending,
         ):
             async for rng in at_random(arena, sending, pause_s=(1.0, 3.0)):
                 hit = rng.choice([[agents], [requesters], [agents, requesters]])
@@ -48,7 +48,7 @@ async def test_network_black_hole(arena: Arena) -> None:
         await fleet(arena, *NAMES, url=agents.url)
         async with (
             arena.crowd(NAMES, url=requesters.url) as crowd,
-            crowd.asking(arena.count(800), 40) as sending,
+            crowd.asking(arena.count(TASKS), RATE) as sending,
         ):
             async for rng in at_random(arena, sending, pause_s=(1.0, 3.0)):
                 proxy = rng.choice([agents, requesters])
@@ -66,7 +66,7 @@ async def test_network_slow_and_lossy(arena: Arena) -> None:
         await fleet(arena, *NAMES, url=proxy.url)
         async with arena.crowd(NAMES, url=proxy.url) as crowd:
             proxy.weather = Weather(delay_s=(0.02, 0.06), loss=0.02, bytes_per_s=500_000)
-            async with crowd.asking(arena.count(600), 25) as sending:
+            async with crowd.asking(arena.count(TASKS), RATE) as sending:
                 async for _ in at_random(arena, sending, pause_s=(3.0, 6.0)):
                     proxy.cut()
     arena.verdict()
@@ -78,7 +78,7 @@ async def test_duplicates_and_swaps(arena: Arena) -> None:
         await fleet(arena, *NAMES, url=proxy.url)
         async with arena.crowd(NAMES, url=proxy.url) as crowd:
             proxy.weather = Weather(double=0.2, swap=0.2)
-            async with crowd.asking(arena.count(1000), 60):
+            async with crowd.asking(arena.count(TASKS), RATE):
                 pass
         arena.checker.faults = proxy.doubled + proxy.swapped
     assert proxy.doubled and proxy.swapped

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arena import Arena
+from arena import RATE, TASKS, Arena
 from faults import WORKERS, Clock, at_random, fleet, freeze, kill_and_restart, restart_broker
 from proxy import Proxy, Weather
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
 NAMES = ("orc-1", "orc-2")
 _DISK_BYTES = 64 << 20
@@ -24,7 +24,7 @@ _DISK_BYTES = 64 << 20
 async def test_stopped_processes(arena: Arena) -> None:
     """Orchestrators, workers and the broker stand still for up to three seconds."""
     await fleet(arena, *NAMES)
-    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(800), 40) as sending:
+    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending, pause_s=(0.5, 2.0)):
             name = rng.choice([*NAMES, *WORKERS, "broker"])
             seconds = rng.uniform(0.5, 3)
@@ -40,7 +40,7 @@ async def test_stopped_processes(arena: Arena) -> None:
 async def test_orchestrator_stopped_longer_than_its_lease(arena: Arena) -> None:
     """Another takes over what it has; when it goes on, it must not answer again."""
     await fleet(arena, *NAMES)
-    async with arena.crowd(NAMES, ttl_s=30) as crowd, crowd.asking(arena.count(600), 30) as sending:
+    async with arena.crowd(NAMES, ttl_s=30) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending, pause_s=(0.5, 1.0)):
             await freeze(arena.world.programs[rng.choice(NAMES)], 8)
     arena.verdict()
@@ -50,7 +50,7 @@ async def test_clock_jumps(arena: Arena) -> None:
     """The clock of the orchestrators' machine goes an hour on or back while tasks are open, and some of them die."""
     clock = Clock(arena.folder / "clock")
     await fleet(arena, *NAMES, each=dict.fromkeys(NAMES, clock.environment))
-    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(800), 40) as sending:
+    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending, pause_s=(0.5, 2.0)):
             if rng.random() < 0.3:
                 await kill_and_restart(arena, arena.world.programs[rng.choice(NAMES)])
@@ -77,7 +77,7 @@ async def test_disk_full(small_disk: Path, arena: Arena) -> None:
     """The journal's disk is filled and freed again; what can't be written down is refused, and said in the status."""
     await fleet(arena, *NAMES, folder=small_disk)
     ballast, seen = small_disk / "ballast", set()
-    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(800), 40) as sending:
+    async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending, pause_s=(1.5, 3.0)):
             _fill(ballast)
             await asyncio.sleep(rng.uniform(1, 3))
@@ -105,7 +105,7 @@ async def test_everything(arena: Arena) -> None:
     async with Proxy(info.host, info.port, random.Random(f"{arena.seed}:proxy")) as proxy:
         await fleet(arena, *NAMES, url=proxy.url)
         proxy.weather = Weather(delay_s=(0.0, 0.02), double=0.05, swap=0.05)
-        async with arena.crowd(NAMES, url=proxy.url) as crowd, crowd.asking(arena.count(1200), 30) as sending:
+        async with arena.crowd(NAMES, url=proxy.url) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
             async for rng in at_random(arena, sending, pause_s=(0.5, 1.5)):
                 program = arena.world.programs[rng.choice([*NAMES, *WORKERS])]
                 match rng.choice(["kill", "kill", "freeze", "cut", "hold", "broker"]):
