@@ -69,7 +69,7 @@ async def restart_broker(arena: Arena, *, away_s: float = 0.0, forgetful: bool =
     """kill -9 of the broker, and it comes back on its port, with its data or without; both loop times."""
     now = asyncio.get_running_loop().time
     killed = now()
-    await arena.world.broker.kill()
+    await arena.world.kill_broker()
     if forgetful:
         arena.world.forget()
     await asyncio.sleep(away_s)

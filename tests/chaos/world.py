@@ -141,7 +141,7 @@ class World:
         await self._watch.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.broker.info.pid, signal.SIGCONT)
-        await self.broker.kill()
+        await self.kill_broker()
         await self.broker.stop()
 
     def add(self, name: str, command: Sequence[str], url: str | None = None, **more: str) -> Program:
@@ -177,6 +177,12 @@ class World:
         """The token of every execution by a worker."""
         if self.executions.exists():
             yield from self.executions.read_text().split()
+
+    async def kill_broker(self) -> None:
+        """SIGKILL; what it wrote is kept beside the other logs."""
+        await self.broker.kill()
+        with (self.folder / "mosquitto.log").open("a") as log:
+            log.writelines(f"{line}\n" for line in self.broker.log)
 
     def signal_broker(self, number: signal.Signals) -> None:
         os.kill(self.broker.info.pid, number)
