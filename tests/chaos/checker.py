@@ -159,7 +159,8 @@ class Checker:
         begun = {token for time, who, token in asked if who == agent and time <= killed}
         in_hand = {token for task in self.open_at(killed) if begun & set(task.chain) for token in task.chain}
         # What the dead process had sent may still be on its way for a moment.
-        times = [time for time, _, token in asked if time > killed + 0.1 and token in in_hand]
+        late = {agent: killed + 0.1}
+        times = [time for time, who, token in asked if time > late.get(who, killed) and token in in_hand]
         return min(times) - killed if times else None
 
     def answered_after(self, moment: float, *, sent_after: float) -> float | None:

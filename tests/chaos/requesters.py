@@ -23,6 +23,8 @@ from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
 
 GRACE_S = 5.0  # what a requester may take beyond a request's ttl
 KINDS = ("registry", "unicast", "anycast", "direct", "device")
+# When a device asks again after a reconnection: agents come back one by one.
+_REPEATS_S = (0.0, 1.0, 2.0, 4.0)
 # As an agent's own, but quick to connect again.
 _QUICK = MqttOptions(session_expiry_s=300, backoff_s=0.05, backoff_max_s=0.5)
 
@@ -42,6 +44,7 @@ class Device:
         self.name = name
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, tuple[Task, float]] = {}
+        self._timers: list[asyncio.TimerHandle] = []
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, clean_session=False)
         self._client.reconnect_delay_set(1, 2)
         self._client.on_connect = lambda *_: self._loop.call_soon_threadsafe(self._connected)
@@ -53,7 +56,9 @@ class Device:
     async def stop(self) -> None:
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
-        self._loop.call_soon_threadsafe(lambda: None)
+        await asyncio.sleep(0)  # for what its thread has still called for
+        for timer in self._timers:
+            timer.cancel()
 
     async def ask(self, task: Task, ttl_s: float) -> None:
         request_id = f"{self.name}-{task.token}"
@@ -82,8 +87,14 @@ class Device:
 
     def _connected(self) -> None:
         self._client.subscribe(f"reply.gpt/@{self.name}/+", qos=1)
-        for request_id in self._open:
-            self._publish(request_id)
+        before = list(self._open)
+        for pause_s in _REPEATS_S:
+            self._timers.append(self._loop.call_later(pause_s, self._repeat, before))
+
+    def _repeat(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            if request_id in self._open:
+                self._publish(request_id)
 
     def _on_reply(self, topic: str, payload: bytes) -> None:
         request_id = topic.rpartition("/")[2]

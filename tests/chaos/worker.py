@@ -15,7 +15,7 @@ import sys
 from mqttcollab import Agent, AgentOptions, Answer, Request
 
 ECHO = "knowledge.gpt/chaos-echo"
-LONGEST_WORK_S = 0.04
+LONGEST_WORK_S = 0.3
 _TOKEN = re.compile(r"\bt[0-9a-f]{16}\b")
 
 
