@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
 NAMES = ("orc-1", "orc-2")
 # How often a life comes to the point at which it ends: soon after its start, and after some seconds of work.
-_TIMES = (1, 3, 10, 50, 100, 150, 200, 300)
+_TIMES = (1, 3, 10, 20, 40, 80)
 
 
 @pytest.mark.parametrize("keeps", ["keeps its data", "forgets everything"])
