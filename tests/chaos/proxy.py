@@ -80,7 +80,7 @@ class Proxy:
 
     async def plug(self) -> None:
         """Takes connections."""
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self._own_port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._own_port)
         self._own_port = self._server.sockets[0].getsockname()[1]
 
     async def unplug(self) -> None:
@@ -102,10 +102,12 @@ class Proxy:
     def release(self) -> None:
         self._open.set()
 
+    def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._relay(client, to_client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _relay(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        me = asyncio.current_task()
-        assert me is not None
-        self._tasks.add(me)
         self._writers.add(to_client)
         ways: list[asyncio.Task[None]] = []
         try:
@@ -126,7 +128,6 @@ class Proxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             self._writers.discard(to_client)
-            self._tasks.discard(me)
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._line(writer) as line:
@@ -167,7 +168,7 @@ class Proxy:
     async def _carry(self, line: _Line, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         free = loop.time()
-        while True:
+        while not writer.transport.is_closing():
             came, packet = await line.get()
             weather = self.weather
             due = came + self.rng.uniform(*weather.delay_s)
@@ -179,7 +180,8 @@ class Proxy:
             if free > loop.time():
                 await asyncio.sleep(free - loop.time())
             await self._open.wait()
-            writer.write(packet)
+            if not writer.transport.is_closing():
+                writer.write(packet)
             if line.empty():
                 await writer.drain()
 

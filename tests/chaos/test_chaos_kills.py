@@ -59,6 +59,16 @@ async def test_orchestrators_crash_at_points(arena: Arena, who: str) -> None:
     arena.verdict()
 
 
+async def test_flooded_orchestrator_killed(arena: Arena) -> None:
+    """More than it can take comes to an orchestrator that is killed: it refuses, but nothing that it had accepted."""
+    await fleet(arena, "orc-1")
+    async with arena.crowd(["orc-1"]) as crowd, crowd.asking(arena.count(3 * TASKS), 12 * RATE) as sending:
+        async for _ in at_random(arena, sending, pause_s=(0.5, 1.0)):
+            await kill_and_restart(arena, arena.world.programs["orc-1"])
+            await asyncio.sleep(0.5)
+    arena.verdict()
+
+
 async def _crash_again_and_again(arena: Arena, name: str, sending: asyncio.Task[None]) -> None:
     program = arena.world.programs[name]
     program.kill()
