@@ -14,6 +14,8 @@ from checker import Checker, Row, brief
 from requesters import KINDS, Crowd
 from world import World
 
+from mqttcollab.journal import open_journal
+
 # What each fault gets: few enough a second that a busy machine with two cores keeps up, since this is no load test.
 TASKS, RATE = 700, 25.0
 
@@ -30,6 +32,7 @@ class Arena:
 
     Attributes:
         once: agents that must never answer one request in two ways.
+        journal: theirs.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Arena:
     rng: random.Random = field(init=False)
     rows: list[Row] = field(default_factory=list)
     once: set[str] = field(default_factory=set)
+    journal: Path | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -64,20 +68,35 @@ class Arena:
         if seconds is not None:
             self.checker.recovery[what].append(seconds)
 
-    def verdict(self) -> Row:
+    async def verdict(self) -> Row:
         """Counts, notes the row, and fails where something is lost, wrong, uncoded, or answered twice."""
+        twice = self.checker.observer.twice(self.once, await self._accepted_ms())
         executed = Counter(self.world.executed())
-        row = self.checker.row(self.name, self.seed, executed, self.once, time.monotonic() - self._started)
+        row = self.checker.row(self.name, self.seed, executed, len(twice), time.monotonic() - self._started)
         self.rows.append(row)
         ends = [f"{t.sent:.3f} {t.kind} {t.steps} {t.outcome} {t.token} {t.said}" for t in self.checker.tasks]
         (self.folder / "ends.txt").write_text("\n".join(ends))
         bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
         details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
-        details += [" | ".join(map(brief, seen)) for seen in self.checker.observer.twice(self.once)[:3]]
+        details += [" | ".join(map(brief, seen)) for seen in twice[:3]]
         broken = {"lost": row.lost, "wrong": row.wrong, "uncoded": row.uncoded, "twice": row.twice}
         assert not any(broken.values()), "\n".join([f"{broken}; seed {self.seed}; logs in {self.folder}", *details])
         assert row.ok > 0
         return row
+
+    async def _accepted_ms(self) -> dict[str, int]:
+        """When the journal accepted those requests that got several last replies, by their reply topics."""
+        found: dict[str, int] = {}
+        if self.journal is None:
+            return found
+        journal = await open_journal(str(self.journal), "chaos-checker/1")
+        try:
+            for topic in self.checker.observer.several(self.once):
+                if (task := await journal.task(topic)) is not None:
+                    found[topic] = task[0].accepted_ms
+        finally:
+            await journal.close()
+        return found
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -92,7 +111,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row.fault:{width}}" + "".join(f"{getattr(row, n):>9}" for n in numbers) + f"  {errors}"
     yield f"{'all':{width}}" + "".join(f"{round(sum(getattr(row, n) for row in rows), 1):>9}" for n in numbers)
     yield "timer: deadline_exceeded by the requester's own timer; repeated: the same bytes again on the wire;"
-    yield "twice*: different replies on the wire where once is not promised: without a journal, or with one each"
+    yield "twice*: different replies on the wire where once is not promised: no journal, one each, busy before acceptance"
     for row in rows:
         for reason, count in row.reasons.items():
             yield f"{row.fault}: {count} times {reason}"

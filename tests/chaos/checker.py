@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -18,6 +20,7 @@ from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.mqtt import MqttOptions, MqttTransport
 
 CODES = get_args(ErrorCode)
+_LAG_MS = 500  # how late the observer may see what was said before
 _VARIES = re.compile(r"[0-9]+([.][0-9]+)?|\bt[0-9a-f]{16}\b")
 
 
@@ -82,6 +85,7 @@ class Observer:
     replies: dict[str, Counter[bytes]] = field(default_factory=lambda: defaultdict(Counter))
     answers: list[tuple[float, str, str]] = field(default_factory=list)
     asked: list[tuple[float, str, str]] = field(default_factory=list)
+    first_ms: dict[bytes, int] = field(default_factory=dict)
     _transport: MqttTransport = field(init=False)
 
     async def start(self) -> None:
@@ -98,6 +102,7 @@ class Observer:
         reply: dict[str, Any] = json.loads(message.payload)
         if reply.get("last", True):
             self.replies[message.topic][message.payload] += 1
+            self.first_ms.setdefault(message.payload, time.time_ns() // 1_000_000)
             self.answers.append((_now(), reply.get("agent", ""), message.topic))
 
     def _on_request(self, message: TransportMessage) -> None:
@@ -105,10 +110,27 @@ class Observer:
         requester = request["reply_to"].split("/")[1][1:]
         self.asked.append((_now(), requester, tokens(request["input"])[-1]))
 
-    def twice(self, agents: Collection[str]) -> list[list[bytes]]:
-        """The different last replies of those requests that got several, at least one of them by one of `agents`."""
-        many = [list(seen) for seen in self.replies.values() if len(seen) > 1]
-        return [seen for seen in many if any(json.loads(one).get("agent") in agents for one in seen)]
+    def several(self, agents: Collection[str]) -> dict[str, list[bytes]]:
+        """By reply topic, the different last replies of requests that got several, at least one by one of `agents`."""
+        many = {topic: list(seen) for topic, seen in self.replies.items() if len(seen) > 1}
+        return {t: seen for t, seen in many.items() if any(json.loads(one).get("agent") in agents for one in seen)}
+
+    def twice(self, agents: Collection[str], accepted_ms: Mapping[str, int]) -> list[list[bytes]]:
+        """Those of them that must not be: two ends, or `busy` for what a journal had accepted before.
+
+        A `busy` before that is no end of the task: a further copy of the request is a new one.
+
+        Args:
+            agents: that must never do so.
+            accepted_ms: when their journal accepted a request, in Unix time, by reply topic.
+        """
+        found = []
+        for topic, seen in self.several(agents).items():
+            refusals = [one for one in seen if (json.loads(one).get("error") or {}).get("code") == "busy"]
+            since = accepted_ms.get(topic, math.inf)
+            if len(seen) - len(refusals) > 1 or any(self.first_ms[one] > since + _LAG_MS for one in refusals):
+                found.append(seen)
+        return found
 
     @property
     def repeated(self) -> int:
@@ -168,11 +190,10 @@ class Checker:
         times = [t.ended for t in self.tasks if t.outcome == "ok" and t.ended is not None and t.sent > sent_after]
         return min((time - moment for time in times if time > moment), default=None)
 
-    def row(self, fault: str, seed: str, executed: Counter[str], once: Collection[str], seconds: float) -> Row:
-        """The counts; `once` are agents that must never answer one request in two ways."""
+    def row(self, fault: str, seed: str, executed: Counter[str], twice: int, seconds: float) -> Row:
+        """The counts."""
         outcomes = Counter(task.outcome or "lost" for task in self.tasks)
         mine = {token for task in self.tasks for token in task.chain}
-        twice = len(self.observer.twice(once))
         return Row(
             fault=fault,
             seed=seed,

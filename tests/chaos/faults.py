@@ -41,6 +41,7 @@ async def fleet(
         arena.world.orchestrator(name, *words, url=url, **(each or {}).get(name, {}))
     if journal == "shared" or (journal == "own" and len(orchestrators) == 1):
         arena.once |= set(orchestrators)
+        arena.journal = file
     await arena.world.online(*WORKERS, *orchestrators)
 
 

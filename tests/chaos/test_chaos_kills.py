@@ -30,7 +30,7 @@ async def test_broker_killed(arena: Arena, keeps: str) -> None:
             "from the broker's return to the first new answer",
             arena.checker.answered_after(returned, sent_after=killed),
         )
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_workers_killed(arena: Arena) -> None:
@@ -38,7 +38,7 @@ async def test_workers_killed(arena: Arena) -> None:
     async with arena.crowd(NAMES) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending):
             await kill_and_restart(arena, arena.world.programs[rng.choice(WORKERS)], away_s=rng.uniform(0, 1))
-    arena.verdict()
+    await arena.verdict()
 
 
 @pytest.mark.parametrize("who", ["one alone", "two sharing a journal", "two with one each"])
@@ -46,7 +46,7 @@ async def test_orchestrators_killed(arena: Arena, who: str) -> None:
     names = NAMES[:1] if who == "one alone" else NAMES
     await fleet(arena, *names, journal="own" if who == "two with one each" else "shared")
     await kill_in_turn(arena, names, arena.count(TASKS))
-    arena.verdict()
+    await arena.verdict()
 
 
 @pytest.mark.parametrize("who", ["one alone", "two sharing a journal"])
@@ -56,7 +56,7 @@ async def test_orchestrators_crash_at_points(arena: Arena, who: str) -> None:
     await fleet(arena, *names)
     async with arena.crowd(names) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         await asyncio.gather(*(_crash_again_and_again(arena, name, sending) for name in names))
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_flooded_orchestrator_killed(arena: Arena) -> None:
@@ -66,7 +66,7 @@ async def test_flooded_orchestrator_killed(arena: Arena) -> None:
         async for _ in at_random(arena, sending, pause_s=(0.5, 1.0)):
             await kill_and_restart(arena, arena.world.programs["orc-1"])
             await asyncio.sleep(0.5)
-    arena.verdict()
+    await arena.verdict()
 
 
 async def _crash_again_and_again(arena: Arena, name: str, sending: asyncio.Task[None]) -> None:

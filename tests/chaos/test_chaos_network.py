@@ -39,7 +39,7 @@ async def test_network_cut(arena: Arena) -> None:
                 await asyncio.sleep(rng.uniform(0, 1.5))
                 for proxy in hit:
                     await proxy.plug()
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_network_black_hole(arena: Arena) -> None:
@@ -57,7 +57,7 @@ async def test_network_black_hole(arena: Arena) -> None:
                 if rng.random() < 0.5:
                     proxy.cut()
                 proxy.release()
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_network_slow_and_lossy(arena: Arena) -> None:
@@ -69,7 +69,7 @@ async def test_network_slow_and_lossy(arena: Arena) -> None:
             async with crowd.asking(arena.count(TASKS), RATE) as sending:
                 async for _ in at_random(arena, sending, pause_s=(3.0, 6.0)):
                     proxy.cut()
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_duplicates_and_swaps(arena: Arena) -> None:
@@ -82,4 +82,4 @@ async def test_duplicates_and_swaps(arena: Arena) -> None:
                 pass
         arena.checker.faults = proxy.doubled + proxy.swapped
     assert proxy.doubled and proxy.swapped
-    arena.verdict()
+    await arena.verdict()

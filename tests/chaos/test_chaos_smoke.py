@@ -15,5 +15,5 @@ async def test_smoke_orchestrators_killed(arena: Arena) -> None:
     await fleet(arena, "orc-1", "orc-2")
     await kill_in_turn(arena, ("orc-1", "orc-2"), 300)
     assert parse_status(arena.world.status("orc-1").encode()).state == "online"
-    row = arena.verdict()
+    row = await arena.verdict()
     assert row.tasks == 300 and row.faults

@@ -34,7 +34,7 @@ async def test_stopped_processes(arena: Arena) -> None:
             arena.world.signal_broker(signal.SIGSTOP)
             await asyncio.sleep(seconds)
             arena.world.signal_broker(signal.SIGCONT)
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_orchestrator_stopped_longer_than_its_lease(arena: Arena) -> None:
@@ -43,7 +43,7 @@ async def test_orchestrator_stopped_longer_than_its_lease(arena: Arena) -> None:
     async with arena.crowd(NAMES, ttl_s=30) as crowd, crowd.asking(arena.count(TASKS), RATE) as sending:
         async for rng in at_random(arena, sending, pause_s=(0.5, 1.0)):
             await freeze(arena.world.programs[rng.choice(NAMES)], 8)
-    arena.verdict()
+    await arena.verdict()
 
 
 async def test_clock_jumps(arena: Arena) -> None:
@@ -56,7 +56,7 @@ async def test_clock_jumps(arena: Arena) -> None:
                 await kill_and_restart(arena, arena.world.programs[rng.choice(NAMES)])
             else:
                 clock.set(rng.choice([3600, -3600, 90, -90, 0]))
-    arena.verdict()
+    await arena.verdict()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_disk_full(small_disk: Path, arena: Arena) -> None:
             seen |= {arena.world.status(name).split()[0] for name in NAMES}
             ballast.unlink()
     await arena.world.online(*NAMES)
-    row = arena.verdict()
+    row = await arena.verdict()
     assert "degraded" in seen
     assert row.errors.get("busy")
 
@@ -121,4 +121,4 @@ async def test_everything(arena: Arena) -> None:
                         proxy.release()
                     case _:
                         await restart_broker(arena, away_s=rng.uniform(0, 0.5))
-    arena.verdict()
+    await arena.verdict()
