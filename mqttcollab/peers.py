@@ -105,7 +105,7 @@ class Peers:
 
     def _durable(self, service: str, peer: str) -> bool:
         view = self._registry.agents.get(peer)
-        record = view.records.get(service) if view is not None else None
+        record = (view.records.get(service) or view.lost.get(service)) if view is not None else None
         return record is not None and record.durable
 
     async def _targets(
@@ -113,9 +113,11 @@ class Peers:
     ) -> list[tuple[str, str]]:
         registry = await self.follow()
         own = self._requester.name
-        found = [
-            o for o in registry.offers(service or "#") if o.agent.name == agent or (not agent and o.agent.name != own)
-        ]
+        # Who is durable and was lost just now is asked all the same, where nobody else is there: it comes back to it.
+        offered = registry.offers(service or "#"), registry.expected(service) if service is not None else []
+        found: list[Offer] = []
+        for offers in offered:
+            found = found or [o for o in offers if o.agent.name == agent or (not agent and o.agent.name != own)]
         if not found:
             raise RequestError("no_capability", self._nobody(service, agent))
         offers = [offer for offer in found if not (stays and offer.record.leaves_edge)]

@@ -126,6 +126,25 @@ async def test_who_asked_by_the_registry_waits_for_a_durable_agent(place: Place)
             assert (await answer).output == "hello, says @slow-1 for the 2. time"
 
 
+async def test_a_durable_agent_that_vanished_is_asked_all_the_same(place: Place) -> None:
+    async with asking(place) as (asker, _):
+        registry = await asker.follow()
+        async with place.slow() as agent:
+            await known(lambda: registry.offers(SLOW))
+            agent.send(signal.SIGKILL)
+            await agent.ended()
+        await known(lambda: not registry.offers(SLOW))
+        answer = asyncio.ensure_future(asker.ask("hello", service=SLOW))
+        await asyncio.sleep(0.2)
+        async with place.slow() as agent:
+            assert (await answer).output == "hello, says @slow-1 for the 1. time"
+            agent.send(signal.SIGTERM)
+            await agent.ended()
+        await known(lambda: not registry.offers(SLOW))
+        with pytest.raises(RequestError, match="no agent that is online offers"):  # it said goodbye
+            await asker.ask("hello", service=SLOW)
+
+
 async def test_a_request_is_written_down_before_it_is_acknowledged(place: Place) -> None:
     async with asking(place) as (asker, _):
         async with place.slow() as agent:

@@ -31,6 +31,8 @@ _MISSED_HEARTBEATS = 3
 _REMEMBERED_CHANGES = 4096
 _QUIET_ROUND_TRIPS = 3
 _QUIET_LEAST_S = 0.05
+# How long the sessions of our agents outlive their connections.
+_COMES_BACK_S = 300.0
 
 
 class Registry:
@@ -182,6 +184,17 @@ class Registry:
         ]
         return sorted(found, key=lambda o: (o.agent.asleep, o.pressure))
 
+    def expected(self, pattern: str = "#") -> list[Offer]:
+        """Durable services of agents that vanished less than five minutes ago: what they are sent waits for them."""
+        since = asyncio.get_running_loop().time() - _COMES_BACK_S
+        return [
+            Offer(record, agent)
+            for agent in self.agents.values()
+            if not agent.present and agent.heard > since
+            for record in (agent.records if agent.expired else agent.lost).values()
+            if record.durable and matches(pattern, record.service)
+        ]
+
     def nearest(self, text: str, pattern: str = "#") -> list[Match]:
         """The offers by closeness in meaning to a text, closest first; equally close ones least loaded first.
 
@@ -301,6 +314,7 @@ class Registry:
             self._note("record_gone", view.name, service)
 
     def _drop_records(self, view: AgentView) -> None:
+        view.lost = {service: record for service, record in view.records.items() if record.durable}
         for service in view.records:
             self._meaning.forget(view.name, service)
         view.records.clear()

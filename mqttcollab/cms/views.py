@@ -26,6 +26,7 @@ class AgentView:
 
     Attributes:
         heard: loop time of the last sign of life.
+        lost: the durable services of one that went offline without a goodbye.
     """
 
     name: str
@@ -35,6 +36,7 @@ class AgentView:
     records: dict[str, ServiceRecord] = field(default_factory=dict)
     record_times: dict[str, float] = field(default_factory=dict)
     heard: float = 0.0
+    lost: dict[str, ServiceRecord] = field(default_factory=dict)
     expired: bool = False
 
     @property
