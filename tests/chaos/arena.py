@@ -111,7 +111,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row.fault:{width}}" + "".join(f"{getattr(row, n):>9}" for n in numbers) + f"  {errors}"
     yield f"{'all':{width}}" + "".join(f"{round(sum(getattr(row, n) for row in rows), 1):>9}" for n in numbers)
     yield "timer: deadline_exceeded by the requester's own timer; repeated: the same bytes again on the wire;"
-    yield "twice*: different replies on the wire where once is not promised: no journal, one each, busy before acceptance"
+    yield "twice*: different replies on the wire where once is not promised: no journal, one each, busy before accepted"
     for row in rows:
         for reason, count in row.reasons.items():
             yield f"{row.fault}: {count} times {reason}"
