@@ -74,8 +74,7 @@ class Arena:
         executed = Counter(self.world.executed())
         row = self.checker.row(self.name, self.seed, executed, len(twice), time.monotonic() - self._started)
         self.rows.append(row)
-        ends = [f"{t.sent:.3f} {t.kind} {t.steps} {t.outcome} {t.token} {t.said}" for t in self.checker.tasks]
-        (self.folder / "ends.txt").write_text("\n".join(ends))
+        (self.folder / "ends.txt").write_text("\n".join(self.checker.story(task) for task in self.checker.tasks))
         bad = [t for t in self.checker.tasks if t.outcome in ("", "lost", "wrong", "uncoded")]
         details = [f"{t.token}: {t.outcome or 'no end'}, {t.said}" for t in bad[:10]]
         details += [" | ".join(map(brief, seen)) for seen in twice[:3]]

@@ -190,6 +190,12 @@ class Checker:
         times = [t.ended for t in self.tasks if t.outcome == "ok" and t.ended is not None and t.sent > sent_after]
         return min((time - moment for time in times if time > moment), default=None)
 
+    def story(self, task: Task) -> str:
+        """How a task went, in a line: when it was sent, and when after that its steps were asked on the wire."""
+        chain = set(task.chain)
+        asked = [f"{time - task.sent:+.2f} @{who}" for time, who, token in self.observer.asked if token in chain]
+        return f"{task.sent:.3f} {task.kind} {task.steps} {task.outcome} {task.token} {asked} {task.said}"
+
     def row(self, fault: str, seed: str, executed: Counter[str], twice: int, seconds: float) -> Row:
         """The counts."""
         outcomes = Counter(task.outcome or "lost" for task in self.tasks)

@@ -87,14 +87,11 @@ class Device:
 
     def _connected(self) -> None:
         self._client.subscribe(f"reply.gpt/@{self.name}/+", qos=1)
-        before = list(self._open)
-        for pause_s in _REPEATS_S:
-            self._timers.append(self._loop.call_later(pause_s, self._repeat, before))
+        self._timers += [self._loop.call_later(pause_s, self._repeat) for pause_s in _REPEATS_S]
 
-    def _repeat(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            if request_id in self._open:
-                self._publish(request_id)
+    def _repeat(self) -> None:
+        for request_id in self._open:
+            self._publish(request_id)
 
     def _on_reply(self, topic: str, payload: bytes) -> None:
         request_id = topic.rpartition("/")[2]
