@@ -13,9 +13,10 @@ import pytest
 from fleet import Process, Watcher, client, known, process
 from harness import LIMIT_S, eventually
 
-from mqttcollab import Agent, Reply, RequestError
+from mqttcollab import Agent, AgentOptions, Reply, Request, RequestError
 from mqttcollab.broker import Broker
 from mqttcollab.codec import decode
+from mqttcollab.journal import NewTask, open_journal
 from mqttcollab.rpc import Requester
 from mqttcollab.topics import request_topic
 from mqttcollab.transport.base import TransportMessage
@@ -290,6 +291,56 @@ async def test_a_journal_that_cannot_be_written_makes_the_agent_say_busy(place: 
             other.execute("ROLLBACK")
         await watcher.until(lambda: b"online" in watcher.last["slm/agents/@slow-1/status"])
         assert (await asker.ask("hello", service=SLOW, agent="slow-1")).output == "hello, says @slow-1 for the 1. time"
+
+
+async def test_a_repeat_of_what_is_in_the_journal_is_not_refused(place: Place) -> None:
+    """Not even where the queue is full: it would be told two ends."""
+    async with client("asker").running(place.url) as asker:
+        requester = Requester(asker.transport, "elsewhere")
+        requests = [requester.new_request("hello", ttl_ms=20_000) for _ in range(4)]
+        journal = await open_journal(str(place.journal), "slow-1/1")  # a life before took three of them
+        for request in requests[:3]:
+            await journal.accept(NewTask(request.reply_to, SLOW, request.model_dump_json().encode(), 20_000))
+        await journal.close()
+        watcher = await Watcher().watch(asker.transport, "reply.gpt/@elsewhere/+")
+        slow = Agent("slow-1", options=AgentOptions(journal=str(place.journal), queue_size=1))
+
+        @slow.service(SLOW, durable=True)
+        async def work(request: Request) -> str:
+            await asyncio.sleep(0.1)
+            return "done"
+
+        async with slow.running(place.url):
+            for request in requests:
+                message = TransportMessage(request_topic(SLOW, "slow-1"), request.model_dump_json().encode())
+                await asker.transport.publish(message)
+            await watcher.until(lambda: len(last_replies(watcher)) >= 4)
+        ends = {reply.id: reply.status for reply in last_replies(watcher)}
+        assert [ends[request.id] for request in requests] == ["ok", "ok", "ok", "error"]
+        assert len(last_replies(watcher)) == 4
+
+
+async def test_an_end_that_cannot_be_written_down_waits_until_it_can(place: Place) -> None:
+    async with asking(place) as (asker, watcher):
+        slow = Agent("slow-1", options=AgentOptions(journal=str(place.journal)))
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        @slow.service(SLOW, durable=True)
+        async def work(request: Request) -> str:
+            begun.set()
+            await go_on.wait()
+            return "done"
+
+        async with slow.running(place.url):
+            answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
+            await begun.wait()
+            with contextlib.closing(sqlite3.connect(place.journal, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                go_on.set()
+                await known(lambda: slow.presence.status.state == "degraded")
+                assert not last_replies(watcher)
+                other.execute("ROLLBACK")
+            assert (await answer).output == "done"
 
 
 async def test_a_journal_that_cannot_be_opened_is_said_in_one_line(place: Place) -> None:

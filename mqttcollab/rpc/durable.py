@@ -73,11 +73,11 @@ class TakeOver:
             gone, self._gone = self._gone, set()
             self._news.clear()
             try:
-                for task in await self._journal.claim(gone, self._services):
-                    await self._go_on(task)
+                tasks = await self._journal.claim(gone, self._services)
+                await asyncio.gather(*(self._go_on(task) for task in tasks))
             except JournalError as error:
                 self._gone |= gone
-                _log.warning("nothing can be taken over: %s", error)
+                _log.debug("nothing can be taken over: %s", error)  # the journal itself has said it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s):
                     await self._news.wait()

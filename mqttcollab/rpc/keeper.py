@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 # How long a requester is asked to wait where its request can't be written down, in milliseconds.
 RETRY_MS = 2000
-_WRITE_AGAIN_S = 1.0
+_WRITE_AGAIN_S = 0.5
 
 
 @dataclass(slots=True)
@@ -30,9 +30,13 @@ class Keeper:
 
     Args:
         out: sends what the journal has kept.
+
+    Attributes:
+        stopping: what can't be written down now is left to the next life.
     """
 
     out: Outbox
+    stopping: bool = False
     _later: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
@@ -53,7 +57,7 @@ class Keeper:
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            self._end_later(log, None, "busy")  # a server that broke off may have taken it all the same
+            self._end_later(log)  # a server that broke off
             await self.out.publish(self.out.message(job, error_reply(request.id, failure)))
             return False
         finally:
@@ -63,15 +67,33 @@ class Keeper:
             await self.send(job, log, accepted.reply)
         return accepted.state == "mine"
 
-    async def end(self, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
-        """Writes the end of a task down; False if it is not ours to tell."""
+    async def end(self, job: Job, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
+        """Writes the end of a task down, however long that takes; False if it is not ours to tell, or comes too late.
+
+        Until it is written down it is not told: another owner could come to another end.
+        """
         payload = None if message is None else message.payload
-        try:
-            return await log.journal.answer(log.key, payload, code)
-        except JournalError as error:  # who asked shall have the answer all the same
-            _log.error("the end of %s can't be written down, it is tried again: %s", log.key, error)
-            self._end_later(log, payload, code)
-            return True
+        loop, told = asyncio.get_running_loop(), False
+        while True:
+            try:
+                return await log.journal.answer(log.key, payload, code)
+            except JournalError as error:
+                if not told:
+                    _log.error("the end of %s can't be written down, it is tried again: %s", log.key, error)
+                told = True
+                if self.stopping or loop.time() > job.deadline:
+                    return False
+            await asyncio.sleep(_WRITE_AGAIN_S)
+
+    async def refuse(self, job: Job, log: TaskLog, answer: TransportMessage) -> None:
+        """Sends a refusal, unless the journal has the request: then it is a repeat, and ends as the first one does."""
+        found = None
+        with contextlib.suppress(JournalError):
+            found = await log.journal.task(log.key)
+        if found is None:
+            await self.out.publish(answer)
+        elif found[0].reply is not None:
+            await self.send(job, log, found[0].reply)
 
     async def send(self, job: Job, log: TaskLog, payload: bytes) -> None:
         """Sends a last reply that the journal has kept."""
@@ -84,15 +106,14 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
 
-    def _end_later(self, log: TaskLog, payload: bytes | None, code: str) -> None:
-        """Else its next life would answer it again."""
+    def _end_later(self, log: TaskLog) -> None:
+        """Ends what was refused, if the store took it all the same: else its next life would answer it."""
 
         async def write() -> None:
             while True:
                 await asyncio.sleep(_WRITE_AGAIN_S)
                 with contextlib.suppress(JournalError):
-                    if await log.journal.answer(log.key, payload, code):
-                        log.journal.sent(log.key)
+                    await log.journal.answer(log.key, None, "busy")
                     return
 
         task = asyncio.create_task(write())

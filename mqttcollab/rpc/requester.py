@@ -135,7 +135,7 @@ class Requester:
                 reached = await self.transport.publish(message)
                 if not reached and not self._repeating:
                     raise _nobody(topic)
-                if self._repeating and not (reached and self.transport.mqtt5):  # 3.1.1 does not tell
+                if self._repeating:  # the agent may not be back yet, whoever else listens there
                     call.doubtful = True
                 call.sent = True
                 return (await call.done).raise_for_error()

@@ -103,7 +103,7 @@ class Responder:
 
         Those of durable services stay in the journal instead, for another owner or this agent's next life.
         """
-        self._stopping = True
+        self._stopping = self._keeper.stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for job in self._jobs.values():
@@ -164,14 +164,15 @@ class Responder:
             return self._publish(answer)
         now = asyncio.get_running_loop().time()
         job = Job(request, now + request.ttl_ms / 1000, content_type_of(message.payload), now)
+        if service.journal is not None:
+            job.log = TaskLog(service.journal, journal_key(request))
         refusal = self._refusal(service, request)
         if refusal is not None:
             answer = self._out.message(job, error_reply(request.id, refusal))
             if self.transport.unsent >= _MANY_UNSENT:
                 answer = dataclasses.replace(answer, qos=0)
-            return self._publish(answer)
-        if service.journal is not None:
-            job.log = TaskLog(service.journal, journal_key(request))
+            return self._publish(answer) if job.log is None else self._keeper.refuse(job, job.log, answer)
+        if job.log is not None:
             job.taken = asyncio.get_running_loop().create_future()
         self._start(service, job)
         return job.taken
@@ -361,7 +362,7 @@ class Responder:
         if reply is not None:
             message, code = self._out.seal(service.name, job, reply)
         try:
-            ours = job.log is None or await self._keeper.end(job.log, message, code)
+            ours = job.log is None or await self._keeper.end(job, job.log, message, code)
         finally:
             del self._jobs[job.key]
             if not job.turned_away:  # nothing was done: a repeat is a new request, as after any `busy`
