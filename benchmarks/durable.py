@@ -21,7 +21,7 @@ from mqttcollab.broker import Broker
 from mqttcollab.topics import ORCHESTRATION
 
 ROUNDS = 9
-QUESTIONS_IN_FLIGHT = 16
+QUESTIONS_IN_FLIGHT = 4
 QUESTIONS_S = 2.0
 LEAST = 0.85
 REQUESTS, QUESTIONS = "requests that take no time", "questions of three subtasks"
