@@ -15,9 +15,12 @@ from harness import eventually
 from mqttcollab import Agent, Answer, Reply, Request
 from mqttcollab.broker import Broker
 from mqttcollab.codec import decode
-from mqttcollab.journal import open_journal
-from mqttcollab.messages import PlanStep, Usage
+from mqttcollab.journal import NewTask, open_journal
+from mqttcollab.messages import PlanStep, Step, Usage
+from mqttcollab.orchestrator.asking import Asking
+from mqttcollab.orchestrator.diary import Diary, Dispatch
 from mqttcollab.rpc import Requester
+from mqttcollab.rpc.durable import TaskLog
 from mqttcollab.runtimes.embedders import load_embedder
 from mqttcollab.topics import ORCHESTRATION, request_topic
 
@@ -189,3 +192,39 @@ async def test_what_was_spent_counts_in_the_next_life(boat: Boat) -> None:
     replies = [entry.facts for entry in found[1] if entry.kind == "reply"]
     assert sorted(reply["cost_usd"] for reply in replies) == [0.0, 0.25]
     assert {"plan", "dispatch", "reply", "step"} == {entry.kind for entry in found[1]}
+
+
+async def test_a_diary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    journal = await open_journal(str(tmp_path / "journal.db"), "head/1")
+    secret = await journal.secret()
+    task = NewTask("reply.gpt/@asker/one", ORCHESTRATION, b"{}", 30_000)
+    await journal.accept(task)
+    diary = Diary(TaskLog(journal, task.key), secret)
+    first, second = diary.dispatched(1, "wind-1", WIND), diary.dispatched(2, "depth-1", DEPTH)
+    assert first is not None and second is not None and len({first, second}) == 2
+    diary.replied(1, "wind-1", first, "ok", 0.25)
+    diary.ended(Step(number=1, text="?", service=WIND, agent="wind-1"), Reply(id=first, output="20 knots"), 0.9)
+    await journal.answer("reply.gpt/@asker/other", None, "ok")  # what was noted before is written with it
+    found = await journal.task(task.key)
+    assert found is not None
+    again = Diary(TaskLog(journal, task.key, found[1]), secret)
+    assert again.spent_usd == 0.25
+    assert (again.answered[1].reply.output, again.answered[1].relevance) == ("20 knots", 0.9)
+    assert again.unanswered == {1: [], 2: [Dispatch("depth-1", DEPTH, second)]}
+    assert (
+        Asking(
+            Agent("head"), Request(id="one", reply_to=task.key, input="?", budget_usd=1.0), lambda *_: 0.5, again
+        ).budget_usd
+        == 0.75
+    )
+    # Asked once more, it is another request; asked as before, by another life, it is the same.
+    assert again.dispatched(2, "depth-1", DEPTH) != second
+    assert Diary(TaskLog(journal, task.key), secret).dispatched(1, "wind-1", WIND) == first
+    await journal.close()
+
+
+async def test_without_a_journal_a_diary_remembers_nothing() -> None:
+    diary = Diary()
+    assert diary.dispatched(1, "wind-1", WIND) is None
+    diary.replied(1, "wind-1", None, "ok", 0.25)
+    assert (diary.spent_usd, diary.answered, diary.plan) == (0.0, {}, None)

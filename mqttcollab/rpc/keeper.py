@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 # How long a requester is asked to wait where its request can't be written down, in milliseconds.
 RETRY_MS = 2000
 _WRITE_AGAIN_S = 0.5
+_KEPT_REFUSALS = 4096
 
 
 @dataclass(slots=True)
@@ -33,11 +35,13 @@ class Keeper:
 
     Attributes:
         stopping: what can't be written down now is left to the next life.
+        refused: the latest tasks that were answered `busy` since they could not be written down; a server that broke
+            off in the middle may have them all the same.
     """
 
     out: Outbox
     stopping: bool = False
-    _later: set[asyncio.Task[None]] = field(default_factory=set)
+    refused: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
         """Writes a request down, so that the broker need not hold it.
@@ -57,7 +61,7 @@ class Keeper:
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            self._end_later(log)  # a server that broke off
+            self._remember_refusal(log.key)
             await self.out.publish(self.out.message(job, error_reply(request.id, failure)))
             return False
         finally:
@@ -95,30 +99,15 @@ class Keeper:
         elif found[0].reply is not None:
             await self.send(job, log, found[0].reply)
 
+    def _remember_refusal(self, key: str) -> None:
+        self.refused[key] = None
+        if len(self.refused) > _KEPT_REFUSALS:
+            self.refused.popitem(last=False)
+
     async def send(self, job: Job, log: TaskLog, payload: bytes) -> None:
         """Sends a last reply that the journal has kept."""
         if await self.out.publish(self.out.sealed(job, payload)):
             log.journal.sent(log.key)
-
-    async def stop(self) -> None:
-        """Gives up what could not be written down."""
-        for task in self._later:
-            task.cancel()
-        await asyncio.gather(*self._later, return_exceptions=True)
-
-    def _end_later(self, log: TaskLog) -> None:
-        """Ends what was refused, if the store took it all the same: else its next life would answer it."""
-
-        async def write() -> None:
-            while True:
-                await asyncio.sleep(_WRITE_AGAIN_S)
-                with contextlib.suppress(JournalError):
-                    await log.journal.answer(log.key, None, "busy")
-                    return
-
-        task = asyncio.create_task(write())
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
 
 
 def journal_key(request: Request) -> str:

@@ -111,7 +111,6 @@ class Responder:
             job.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        await self._keeper.stop()
 
     # Taking requests
 
@@ -132,6 +131,9 @@ class Responder:
         if task.state != "open":
             if task.reply is not None:
                 self._spawn(self._keeper.send(job, log, task.reply))
+        elif task.key in self._keeper.refused:
+            self._jobs[job.key] = job
+            self._spawn(self._end(service, job, None))
         elif task.left_ms <= 0:
             late = f"@{self.name} came to it past its ttl, since who had it was stopped or killed"
             self._give_up(service, job, RequestError("deadline_exceeded", late))
