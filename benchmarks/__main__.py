@@ -1,6 +1,15 @@
 """All benchmarks: `python -m benchmarks [--json] [--rounds N]`."""
 
-from benchmarks import agent_start, area, choosing, embedding_size, journal, orchestrator_overhead, request_reply
+from benchmarks import (
+    agent_start,
+    area,
+    choosing,
+    durable,
+    embedding_size,
+    journal,
+    orchestrator_overhead,
+    request_reply,
+)
 from benchmarks.collaboration import run as collaboration
 from benchmarks.common import run_all
 
@@ -15,6 +24,7 @@ if __name__ == "__main__":
                 embedding_size,
                 area,
                 journal,
+                durable,
                 choosing,
                 collaboration,
             )
