@@ -809,6 +809,7 @@ async def test_what_does_not_end_in_time_is_cancelled_when_a_responder_stops(pee
 # --- the broker goes away
 
 
+@pytest.mark.slow
 async def test_a_broker_that_goes_away_and_comes_back_costs_no_answer(peers: Peers) -> None:
     done: list[str] = []
     release = asyncio.Event()

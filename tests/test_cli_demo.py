@@ -247,6 +247,7 @@ async def test_the_demo_without_its_orchestrator_says_why(fleet: Fleet, broker: 
 STARTING, ONLINE, ANSWERING = "Starting 2 devices", "  @abacus-1 is online", "Alone, @phone-9 says:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "stage"),
     [

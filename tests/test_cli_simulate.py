@@ -88,6 +88,7 @@ async def test_a_fleet_a_trace_and_a_plot_of_ones_own(tmp_path: Path) -> None:
     assert "mine.csv" in plot.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("jobs", "number", "code"), [(1, signal.SIGINT, -2), (2, signal.SIGTERM, 143), (2, signal.SIGKILL, -9)]
 )

@@ -40,6 +40,7 @@ def said(agent: Agent, words: str) -> bytes:
     return f"{words.split()[0]} {agent.presence.epoch} {words.partition(' ')[2]}".rstrip().encode()
 
 
+@pytest.mark.slow
 async def test_an_agent_says_what_is_wrong_and_serves_on(mosquitto: Broker) -> None:
     agent = echo_agent()
     async with together(mosquitto.info.url, agent) as asker:

@@ -216,6 +216,7 @@ async def test_a_cancel_reaches_a_task_whose_agent_was_killed(place: Place) -> N
         assert place.begun == ["slow-1 hello"]
 
 
+@pytest.mark.slow
 async def test_another_agent_takes_over(place: Place) -> None:
     async with (
         asking(place) as (asker, watcher),
@@ -229,6 +230,7 @@ async def test_another_agent_takes_over(place: Place) -> None:
         assert len(last_replies(watcher)) == 1
 
 
+@pytest.mark.slow
 async def test_nothing_is_answered_twice(place: Place) -> None:
     async with asking(place) as (asker, watcher), place.slow("slow-2"), place.slow("slow-1", seconds=1.0) as stopped:
         answer = asyncio.ensure_future(asker.ask("hello", service=SLOW, agent="slow-1"))
@@ -260,6 +262,7 @@ async def test_a_repeat_gets_the_same_reply_from_the_next_life(place: Place) -> 
         assert place.begun == ["slow-1 hello"]
 
 
+@pytest.mark.slow
 async def test_a_request_to_whoever_serves_a_name_is_repeated_where_no_journal_is_shared(place: Place) -> None:
     async with (
         asking(place) as (asker, watcher),
@@ -278,6 +281,7 @@ async def test_a_request_to_whoever_serves_a_name_is_repeated_where_no_journal_i
         assert len(last_replies(watcher)) == 1
 
 
+@pytest.mark.slow
 async def test_a_journal_that_cannot_be_written_makes_the_agent_say_busy(place: Place) -> None:
     async with asking(place) as (asker, watcher), place.slow():
         await watcher.watch(asker.transport, "slm/agents/@slow-1/status")
@@ -320,6 +324,7 @@ async def test_a_repeat_of_what_is_in_the_journal_is_not_refused(place: Place) -
         assert len(last_replies(watcher)) == 4
 
 
+@pytest.mark.slow
 async def test_an_end_that_cannot_be_written_down_waits_until_it_can(place: Place) -> None:
     async with asking(place) as (asker, watcher):
         slow = Agent("slow-1", options=AgentOptions(journal=str(place.journal)))

@@ -162,6 +162,7 @@ async def test_another_orchestrator_takes_over(boat: Boat) -> None:
     assert boat.asked.count("wind") == 1
 
 
+@pytest.mark.slow
 async def test_orchestrators_that_share_no_journal_take_over_from_each_other_too(boat: Boat) -> None:
     journals = [str(boat.folder / f"{name}.db") for name in ("one", "two")]
     async with boat.head("head-1", journals[0]) as one, boat.head("head-2", journals[1]) as two:

@@ -132,6 +132,7 @@ async def crash(folder: Path, kind: BrokerKind, extra_config: str, pause_s: floa
         return sorted(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra_config", "pause_s", "survives"),
     [

@@ -299,6 +299,7 @@ async def test_leases(memory_broker: MemoryBroker) -> None:
     assert _MISSED_HEARTBEATS == 3
 
 
+@pytest.mark.slow
 async def test_leases_do_not_run_out_while_it_is_we_who_are_away(memory_broker: MemoryBroker) -> None:
     async with following(memory_broker) as (registry, one, _):
         await one.status("online 1")

@@ -144,6 +144,7 @@ async def test_a_process_that_dies_while_nobody_asks_is_started_again(runtime: L
     assert (await runtime.generate(HELLO, SHORT)).completion_tokens == 3
 
 
+@pytest.mark.slow
 @needs_model
 async def test_a_process_that_hangs_is_ended_and_started_again(path: Path) -> None:
     runtime = LlamaRuntime(path, stall_s=2.0)
@@ -178,6 +179,7 @@ def damaged(path: Path) -> bytes:
     return data.replace(before, after)
 
 
+@pytest.mark.slow
 @needs_model
 async def test_a_file_on_which_llama_cpp_aborts_is_tried_ever_more_rarely_until_it_is_whole(
     path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

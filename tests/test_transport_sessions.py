@@ -99,6 +99,7 @@ async def test_what_a_former_life_took_by_anycast_goes_to_others(setup: MqttSetu
     assert len(strays.messages) == 1
 
 
+@pytest.mark.slow
 async def test_two_hundred_clients_that_only_ask_leave_nothing_at_the_broker() -> None:
     async with Broker("mosquitto", extra_config="sys_interval 1\n") as broker:
         address = BrokerAddress.parse(broker.info.url)

@@ -111,6 +111,7 @@ async def test_where_one_of_two_hangs_the_other_serves(mosquitto: Broker) -> Non
         await known(lambda: not reason_of(asker))
 
 
+@pytest.mark.slow
 async def test_a_handler_that_ignores_that_it_was_cancelled_hangs(mosquitto: Broker) -> None:
     agent, hold = echo_agent(stall_s=0.4), Hold()
     agent.service(STUCK)(hold.stubborn)
@@ -168,6 +169,7 @@ agent.run()
 """
 
 
+@pytest.mark.slow
 async def test_a_blocked_event_loop_is_told_with_its_place(mosquitto: Broker, tmp_path: Path) -> None:
     async with client().running(mosquitto.info.url) as asker, process(tmp_path, BLOCKING, mosquitto.info.url) as agent:
         registry = await asker.follow()
