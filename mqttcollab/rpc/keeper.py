@@ -35,13 +35,13 @@ class Keeper:
 
     Attributes:
         stopping: what can't be written down now is left to the next life.
-        refused: the latest tasks that were answered `busy` since they could not be written down; a server that broke
-            off in the middle may have them all the same.
+        refused: the latest tasks that were answered `busy` since they could not be written down, with that error; a
+            server that broke off in the middle may have them all the same.
     """
 
     out: Outbox
     stopping: bool = False
-    refused: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    refused: OrderedDict[str, RequestError] = field(default_factory=OrderedDict)
 
     async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
         """Writes a request down, so that the broker need not hold it.
@@ -56,13 +56,15 @@ class Keeper:
         task = NewTask(log.key, service, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
         try:
             accepted = await log.journal.accept(task)
+            if accepted.state == "mine":
+                self.refused.pop(log.key, None)  # who was refused has asked again
             if accepted.taken and (found := await log.journal.task(log.key)) is not None:
                 return found
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            self._remember_refusal(log.key)
-            await self.out.publish(self.out.message(job, error_reply(request.id, failure)))
+            self._remember_refusal(log.key, failure)
+            await self.out.publish(self.out.seal(service, job, error_reply(request.id, failure))[0])
             return False
         finally:
             if not taken.done():  # its connection may be gone
@@ -99,8 +101,8 @@ class Keeper:
         elif found[0].reply is not None:
             await self.send(job, log, found[0].reply)
 
-    def _remember_refusal(self, key: str) -> None:
-        self.refused[key] = None
+    def _remember_refusal(self, key: str, failure: RequestError) -> None:
+        self.refused[key] = failure
         if len(self.refused) > _KEPT_REFUSALS:
             self.refused.popitem(last=False)
 
