@@ -62,8 +62,9 @@ class Slow:
             other.execute("ROLLBACK")
 
 
-def request() -> TransportMessage:
-    payload = RequestMessage(id="1", reply_to=KEY, input="hello", ttl_ms=20_000).model_dump_json().encode()
+def request(name: str = "1", ttl_ms: int = 20_000) -> TransportMessage:
+    message = RequestMessage(id=name, reply_to=f"reply.gpt/@asker/{name}", input="hello", ttl_ms=ttl_ms)
+    payload = message.model_dump_json().encode()
     return TransportMessage(request_topic(SLOW, "slow-1"), payload)
 
 
@@ -144,3 +145,34 @@ async def test_who_was_refused_and_asks_again_is_answered(tmp_path: Path, monkey
         await watcher.until(lambda: len(watcher.seen) == 3)
         assert watcher.seen[0].payload == watcher.seen[2].payload
         await other.close()
+
+
+async def test_who_asks_again_after_the_time_ran_out_is_told(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    async with slow.asked() as (asker, watcher):
+        journal = slow.agent.journal
+        assert journal is not None
+        await asker.publish(request(ttl_ms=50))
+        async with asyncio.timeout(5):
+            while not [task for task in await journal.tasks() if task.state == "done"]:
+                await asyncio.sleep(0.02)
+        assert watcher.seen == []
+        await asker.publish(request())
+        await watcher.until(lambda: watcher.seen)
+        error = decode(Reply, watcher.seen[0].payload).error
+        assert error is not None and error.code == "deadline_exceeded"
+        slow.go_on.set()
+
+
+async def test_a_task_is_begun_ten_times_at_the_most(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    slow.go_on.set()
+    journal = await SqliteJournal.open(slow.journal, "slow-1/1")
+    for lives, name in ((9, "1"), (10, "2")):
+        await journal.accept(NewTask(f"reply.gpt/@asker/{name}", SLOW, request(name).payload, 20_000))
+        with contextlib.closing(sqlite3.connect(slow.journal)) as other, other:
+            other.execute("UPDATE tasks SET takeovers = ? WHERE key = ?", (lives - 1, f"reply.gpt/@asker/{name}"))
+    await journal.close()
+    async with slow.asked() as (_, watcher):
+        await watcher.until(lambda: len(watcher.seen) == 2)
+    assert {r.id: r.status for r in (decode(Reply, m.payload) for m in watcher.seen)} == {"1": "ok", "2": "error"}

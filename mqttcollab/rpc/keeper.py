@@ -71,6 +71,9 @@ class Keeper:
                 taken.set_result(None)
         if accepted.reply is not None:
             await self.send(job, log, accepted.reply)
+        elif accepted.state == "ended":
+            late = RequestError("deadline_exceeded", "it was asked before under this id, and its time ran out")
+            await self.out.publish(self.out.seal(service, job, error_reply(request.id, late))[0])
         return accepted.state == "mine"
 
     async def end(self, job: Job, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
@@ -96,10 +99,10 @@ class Keeper:
         found = None
         with contextlib.suppress(JournalError):
             found = await log.journal.task(log.key)
-        if found is None:
-            await self.out.publish(answer)
-        elif found[0].reply is not None:
+        if found is not None and found[0].reply is not None:
             await self.send(job, log, found[0].reply)
+        elif found is None or found[0].state != "open":
+            await self.out.publish(answer)
 
     def _remember_refusal(self, key: str, failure: RequestError) -> None:
         self.refused[key] = failure

@@ -34,7 +34,7 @@ _MANY_UNSENT = 256
 
 # Ids that were cancelled and are not known.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
-# How often a task may pass from owner to owner, or to the next life of one that it killed.
+# How many owners, or lives of one that it killed, begin a task at the most.
 _MOST_LIVES = 10
 
 
@@ -136,7 +136,7 @@ class Responder:
         elif task.left_ms <= 0:
             late = f"@{self.name} came to it past its ttl, since who had it was stopped or killed"
             self._give_up(service, job, RequestError("deadline_exceeded", late))
-        elif task.takeovers > _MOST_LIVES:
+        elif task.takeovers >= _MOST_LIVES:
             text = f"it was begun {task.takeovers} times, and whoever worked on it was stopped or killed each time"
             self._give_up(service, job, RequestError("internal", text))
         else:
