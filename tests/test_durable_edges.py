@@ -17,7 +17,9 @@ from mqttcollab.codec import decode
 from mqttcollab.errors import JournalError
 from mqttcollab.journal import Entry, NewTask, Task
 from mqttcollab.messages import Request as RequestMessage
+from mqttcollab.rpc import Responder
 from mqttcollab.rpc.durable import TakeOver
+from mqttcollab.rpc.job import PartSender
 from mqttcollab.topics import cancel_topic, request_topic
 from mqttcollab.transport.base import TransportMessage
 from mqttcollab.transport.memory import MemoryBroker, MemoryTransport
@@ -176,3 +178,26 @@ async def test_a_task_is_begun_ten_times_at_the_most(tmp_path: Path) -> None:
     async with slow.asked() as (_, watcher):
         await watcher.until(lambda: len(watcher.seen) == 2)
     assert {r.id: r.status for r in (decode(Reply, m.payload) for m in watcher.seen)} == {"1": "ok", "2": "error"}
+
+
+async def test_a_task_that_a_repeat_took_over_is_not_refused(tmp_path: Path) -> None:
+    """Where its history can't be read at once: it would be told two ends."""
+    before = await SqliteJournal.open(tmp_path / "journal", "slow-1/1")
+    await before.accept(NewTask(KEY, SLOW, request().payload, 20_000))
+    await before.close()
+    journal, broker = await _Unreadable.open(tmp_path / "journal", "slow-1/2"), MemoryBroker()
+    transport = MemoryTransport(broker, "slow-1")
+    responder = Responder(transport, "slow-1")
+
+    async def work(asked: Request, _: PartSender) -> Reply:
+        return Reply(id=asked.id, output="done")
+
+    await responder.serve(SLOW, work, journal=journal)
+    await transport.connect()
+    watcher = await Watcher().watch(transport, "reply.gpt/#")
+    await transport.publish(request())
+    await watcher.until(lambda: watcher.seen)
+    assert decode(Reply, watcher.seen[0].payload).output == "done"
+    await responder.stop()
+    await transport.close()
+    await journal.close()

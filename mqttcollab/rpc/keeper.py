@@ -58,8 +58,6 @@ class Keeper:
             accepted = await log.journal.accept(task)
             if accepted.state == "mine":
                 self.refused.pop(log.key, None)  # who was refused has asked again
-            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
-                return found
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
@@ -69,12 +67,23 @@ class Keeper:
         finally:
             if not taken.done():  # its connection may be gone
                 taken.set_result(None)
+        if accepted.taken:
+            return await self._read(job, log) or False
         if accepted.reply is not None:
             await self.send(job, log, accepted.reply)
         elif accepted.state == "ended":
             late = RequestError("deadline_exceeded", "it was asked before under this id, and its time ran out")
             await self.out.publish(self.out.seal(service, job, error_reply(request.id, late))[0])
         return accepted.state == "mine"
+
+    async def _read(self, job: Job, log: TaskLog) -> tuple[Task, Sequence[Entry]] | None:
+        """What was taken over, however long that takes: it is ours and nobody else's; None where it comes too late."""
+        while True:
+            with contextlib.suppress(JournalError):
+                return await log.journal.task(log.key)
+            if self.stopping or asyncio.get_running_loop().time() > job.deadline:
+                return None
+            await asyncio.sleep(_WRITE_AGAIN_S)
 
     async def end(self, job: Job, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
         """Writes the end of a task down, however long that takes; False if it is not ours to tell, or comes too late.
