@@ -1,7 +1,7 @@
 """What a journal costs: throughput with one over throughput without, in the same run.
 
 Requests that take no time, 64 in flight, are the worst case: an agent that does nothing but write them down. Questions
-to an orchestrator, 16 in flight, each of three subtasks, are what a journal is for. Each has its processes on one
+to an orchestrator, 4 in flight, each of three subtasks, are what a journal is for. Each has its processes on one
 Mosquitto; those with and without a journal take turns.
 """
 

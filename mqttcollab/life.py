@@ -152,7 +152,8 @@ class Life:
             await self.registry.changed()
             for change in self.registry.changes_since(version):
                 view = self.registry.agents.get(change.agent)
-                if change.kind == "offline" and view is not None and view.status is not None:
+                # One that is there again has another epoch now, and is at work.
+                if change.kind == "offline" and view is not None and view.status is not None and not view.present:
                     take_over.owner_gone(f"{change.agent}/{view.status.epoch}")
 
     async def _end_tasks(self) -> None:

@@ -256,9 +256,8 @@ async def test_a_repeat_gets_the_same_reply_from_the_next_life(place: Place) -> 
             await agent.ended()
         async with place.slow():
             await asker.transport.publish(TransportMessage(topic, request.model_dump_json().encode()))
-            await watcher.until(lambda: len(last_replies(watcher)) == 2)
-        first, second = (message.payload for message in watcher.seen)
-        assert first == second
+            await watcher.until(lambda: len(last_replies(watcher)) >= 2)
+        assert len({message.payload for message in watcher.seen}) == 1  # maybe once more: it was not noted as sent
         assert place.begun == ["slow-1 hello"]
 
 

@@ -233,6 +233,15 @@ async def test_a_lease_is_renewed_while_there_is_work(store: Store) -> None:
     assert await other.claim() == []
 
 
+async def test_an_owner_that_was_killed_with_nothing_in_hand_is_forgotten(store: Store) -> None:
+    journal, _ = await store.open("a/1", lease_s=0.3), await store.open("b/1")
+    await store.expire("b/1")
+    async with asyncio.timeout(10):
+        while ("b/1",) in [tuple(row) for row in await store.sql("SELECT owner FROM owners")]:
+            await journal.claim()
+            await asyncio.sleep(0.05)
+
+
 async def test_who_is_cancelled_while_claiming_gives_back(store: Store) -> None:
     dead, journal, other = [await store.open(f"{name}/1") for name in "abc"]
     for i in range(5):

@@ -51,6 +51,7 @@ class Boat:
         self.folder, self.url, self.asker = folder, url, asker
         self.asked: list[str] = []
         self.deep = asyncio.Event()
+        self.confidence = 0.9
         self.scripts = folder / "scripts"
         self.scripts.mkdir()
 
@@ -89,7 +90,7 @@ async def boat(tmp_path: Path, mosquitto: Broker) -> AsyncIterator[Boat]:
         async def depth(request: Request) -> Answer:
             boat.asked.append("depth")
             await boat.deep.wait()
-            return Answer("4 metres", confidence=0.9)
+            return Answer("4 metres", confidence=boat.confidence)
 
         async with sensor("wind-1", WIND, wind).running(url), sensor("depth-1", DEPTH, depth).running(url):
             yield boat
@@ -143,6 +144,27 @@ async def test_what_an_agent_has_finished_meanwhile_is_not_done_again(boat: Boat
     async with boat.head():
         reply = await answer
     assert "4 metres" in (reply.output or "")
+    assert sorted(boat.asked) == ["depth", "wind"]
+
+
+async def test_an_answer_from_a_life_before_that_can_not_be_trusted_is_put_to_another_agent(boat: Boat) -> None:
+    boat.confidence = 0.2
+    async with boat.head() as head:
+        answer = boat.ask()
+        await until_noted(boat, {"plan", "step"})
+        await eventually(lambda: len(boat.asked) == 2)
+        head.send(signal.SIGKILL)
+        await head.ended()
+    other = Agent("depth-2")
+
+    @other.service(DEPTH, description=DEPTH)
+    async def depth(request: Request) -> Answer:
+        return Answer("5 metres", confidence=0.9)
+
+    boat.deep.set()
+    async with other.running(boat.url), boat.head():
+        reply = await answer
+    assert "5 metres [@depth-2]" in (reply.output or "").splitlines()
     assert sorted(boat.asked) == ["depth", "wind"]
 
 

@@ -206,8 +206,13 @@ class PostgresJournal(BatchedJournal):
         raise AssertionError
 
     async def _connected(self) -> Connection:
-        if self._db is not None and not self._db.closed:
-            return self._db
+        db = await self._connect() if self._db is None or self._db.closed else self._db
+        if self._doubtful:  # also where it went wrong the last time
+            await self._do.give_up(db, self._doubtful)
+            self._doubtful.clear()
+        return db
+
+    async def _connect(self) -> Connection:
         since, said = self._failed
         if time.monotonic() - since < _PAUSE_S:
             raise psycopg.OperationalError(said)
@@ -220,9 +225,6 @@ class PostgresJournal(BatchedJournal):
             raise
         self._db = db
         await self._read_clock(db)
-        if self._doubtful:
-            await self._do.give_up(db, self._doubtful)
-            self._doubtful.clear()
         return db
 
     async def _read_clock(self, db: Connection) -> None:

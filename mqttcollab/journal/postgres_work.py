@@ -236,6 +236,9 @@ class Work:
         # Nobody came for them.
         query = "UPDATE mqttcollab.tasks SET state = 'done', ended_ms = %s, outcome = 'deadline_exceeded'"
         await db.execute(f"{query} WHERE state != 'done' AND state = 'open' AND deadline_ms < %s".encode(), (now, past))
+        # Owners that were killed with nothing in hand: nobody claims from them.
+        query = "SELECT owner FROM mqttcollab.owners WHERE until_ms <= %s FOR UPDATE SKIP LOCKED"
+        await db.execute(f"DELETE FROM mqttcollab.owners WHERE owner IN ({query})".encode(), (now,))
         old = await self.prune_oldest(db, past, now, _PRUNED)
         if self.room <= 0:
             old += await self.prune_oldest(db, now, now, _PRUNED)

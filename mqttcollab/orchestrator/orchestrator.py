@@ -194,7 +194,8 @@ class Orchestrator(Service):
         """What is to be done; what was decided in a life before stands."""
         if diary.plan is not None:
             plan, kept = diary.plan
-            await self._gathered({step.service for step in plan.steps}, request.ttl_ms / 1000)
+            to_ask = {step.service for number, step in enumerate(plan.steps, 1) if number not in diary.answered}
+            await self._gathered(to_ask, request.ttl_ms / 1000)
             return self._decider.again(request, plan, kept, await self._offers())
         decision = await self._decider.decide(request, await self._offers())
         diary.planned(decision)

@@ -106,7 +106,8 @@ class Subtask:
             return
         if await self._asked_before():
             return
-        ranked, _ = edge_first(step.ranked)
+        asked = [attempt.offer for attempt in self.outcome.attempts]
+        ranked = tuple(one for one in edge_first(step.ranked)[0] if one.offer not in asked)
         if step.answers > 1 and len(ranked) > 1:
             await self._vote(ranked)
             if self.outcome.reply is not None or not step.spare:
@@ -132,7 +133,7 @@ class Subtask:
         return Question(text, self.context, max(0.001, seconds), step=self.step.number)
 
     async def _asked_before(self) -> bool:
-        """Whether somebody who was asked in a life before has the answer: who is still at it is not asked anew."""
+        """Whether somebody who was asked in a life before has a good answer: who is still at it is not asked anew."""
         offers = {
             (one.offer.agent.name, one.offer.record.service): one.offer
             for one in (*self.step.ranked, *self.step.spare, *self.step.strong)
@@ -148,8 +149,10 @@ class Subtask:
                 attempt.reply = await unless_lost(asking, self.means.registry, dispatch.agent, others=True)
                 verdict = self.means.trust.verdict(self.outcome.step, offer.agent.name, attempt.reply, self.context)
                 self.outcome.attempts = [attempt]
+                if verdict.probability < self.means.trust.least:
+                    return False  # a further agent is asked, as ever
                 self._take(attempt)
-                return verdict.probability >= self.means.trust.least
+                return True
         return False
 
     async def _vote(self, ranked: Sequence[Ranked]) -> None:
@@ -209,7 +212,7 @@ class Subtask:
         counts = (min(_MOST_ATTEMPTS, len(ranked)), min(_MOST_SPARE, len(spare)))
         tiers = (("ranked", ranked, counts[0], sum(counts)), ("spare", spare, counts[1], counts[1]))
         for name, tried, most, left in tiers:
-            if not tried or any(attempt.reply is not None for attempt in outcome.attempts):
+            if not tried or (name == "spare" and any(attempt.reply is not None for attempt in outcome.attempts)):
                 continue
             now = asyncio.get_running_loop().time()
             share = self.deadline if most == left else now + (self.deadline - now) * most / left

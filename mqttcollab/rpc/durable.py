@@ -60,6 +60,7 @@ class TakeOver:
         self._resume = resume
         self._pause_s = pause_s
         self._gone: set[str] = set()
+        self._claimed: dict[str, Task] = {}
         self._news = asyncio.Event()
 
     def owner_gone(self, owner: str) -> None:
@@ -73,19 +74,28 @@ class TakeOver:
             gone, self._gone = self._gone, set()
             self._news.clear()
             try:
-                tasks = await self._journal.claim(gone, self._services)
-                await asyncio.gather(*(self._go_on(task) for task in tasks))
+                for task in await self._journal.claim(gone, self._services):
+                    self._claimed[task.key] = task
             except JournalError as error:
                 self._gone |= gone
                 _log.debug("nothing can be taken over: %s", error)  # the journal itself has said it
+            await asyncio.gather(*(self._go_on(task) for task in list(self._claimed.values())))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s):
                     await self._news.wait()
 
     async def _go_on(self, task: Task) -> None:
-        found = await self._journal.task(task.key)
         try:
-            self._resume(task, () if found is None else found[1])
-        except MessageError as error:  # of another version of ours, or damaged: nobody can answer it
-            _log.error("the task %s can't be resumed: %s", task.key, error)
-            await self._journal.answer(task.key, None, "internal")
+            found = await self._journal.task(task.key)
+            try:
+                if found is not None and found[0].owner == self._journal.owner:  # as it is now
+                    self._resume(*found)
+            except MessageError as error:  # of another version of ours, or damaged: nobody can answer it
+                _log.error("the task %s can't be resumed: %s", task.key, error)
+                await self._journal.answer(task.key, None, "internal")
+        except JournalError as error:
+            _log.debug("the task %s can't be resumed yet: %s", task.key, error)  # it is ours: nobody claims it again
+            return
+        except Exception:
+            _log.exception("the task %s can't be resumed", task.key)
+        del self._claimed[task.key]

@@ -35,13 +35,13 @@ class Keeper:
 
     Attributes:
         stopping: what can't be written down now is left to the next life.
-        refused: the latest tasks that were answered `busy` since they could not be written down; a server that broke
-            off in the middle may have them all the same.
+        refused: the latest tasks that were answered `busy` since they could not be written down, with that error; a
+            server that broke off in the middle may have them all the same.
     """
 
     out: Outbox
     stopping: bool = False
-    refused: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    refused: OrderedDict[str, RequestError] = field(default_factory=OrderedDict)
 
     async def take(self, service: str, job: Job) -> bool | tuple[Task, Sequence[Entry]]:
         """Writes a request down, so that the broker need not hold it.
@@ -56,20 +56,34 @@ class Keeper:
         task = NewTask(log.key, service, encode(request, job.content_type), request.ttl_ms, request.tenant or "")
         try:
             accepted = await log.journal.accept(task)
-            if accepted.taken and (found := await log.journal.task(log.key)) is not None:
-                return found
+            if accepted.state == "mine":
+                self.refused.pop(log.key, None)  # who was refused has asked again
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            self._remember_refusal(log.key)
-            await self.out.publish(self.out.message(job, error_reply(request.id, failure)))
+            self._remember_refusal(log.key, failure)
+            await self.out.publish(self.out.seal(service, job, error_reply(request.id, failure))[0])
             return False
         finally:
             if not taken.done():  # its connection may be gone
                 taken.set_result(None)
+        if accepted.taken:
+            return await self._read(job, log) or False
         if accepted.reply is not None:
             await self.send(job, log, accepted.reply)
+        elif accepted.state == "ended":
+            late = RequestError("deadline_exceeded", "it was asked before under this id, and its time ran out")
+            await self.out.publish(self.out.seal(service, job, error_reply(request.id, late))[0])
         return accepted.state == "mine"
+
+    async def _read(self, job: Job, log: TaskLog) -> tuple[Task, Sequence[Entry]] | None:
+        """What was taken over, however long that takes: it is ours and nobody else's; None where it comes too late."""
+        while True:
+            with contextlib.suppress(JournalError):
+                return await log.journal.task(log.key)
+            if self.stopping or asyncio.get_running_loop().time() > job.deadline:
+                return None
+            await asyncio.sleep(_WRITE_AGAIN_S)
 
     async def end(self, job: Job, log: TaskLog, message: TransportMessage | None, code: str) -> bool:
         """Writes the end of a task down, however long that takes; False if it is not ours to tell, or comes too late.
@@ -94,13 +108,13 @@ class Keeper:
         found = None
         with contextlib.suppress(JournalError):
             found = await log.journal.task(log.key)
-        if found is None:
-            await self.out.publish(answer)
-        elif found[0].reply is not None:
+        if found is not None and found[0].reply is not None:
             await self.send(job, log, found[0].reply)
+        elif found is None or found[0].state != "open":
+            await self.out.publish(answer)
 
-    def _remember_refusal(self, key: str) -> None:
-        self.refused[key] = None
+    def _remember_refusal(self, key: str, failure: RequestError) -> None:
+        self.refused[key] = failure
         if len(self.refused) > _KEPT_REFUSALS:
             self.refused.popitem(last=False)
 

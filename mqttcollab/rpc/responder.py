@@ -34,7 +34,7 @@ _MANY_UNSENT = 256
 
 # Ids that were cancelled and are not known.
 _KEPT_CANCELS, _LONGEST_ID = 1024, 128
-# How often a task may pass from owner to owner, or to the next life of one that it killed.
+# How many owners, or lives of one that it killed, begin a task at the most.
 _MOST_LIVES = 10
 
 
@@ -131,13 +131,12 @@ class Responder:
         if task.state != "open":
             if task.reply is not None:
                 self._spawn(self._keeper.send(job, log, task.reply))
-        elif task.key in self._keeper.refused:
-            self._jobs[job.key] = job
-            self._spawn(self._end(service, job, None))
+        elif (refusal := self._keeper.refused.get(task.key)) is not None:
+            self._give_up(service, job, refusal)
         elif task.left_ms <= 0:
             late = f"@{self.name} came to it past its ttl, since who had it was stopped or killed"
             self._give_up(service, job, RequestError("deadline_exceeded", late))
-        elif task.takeovers > _MOST_LIVES:
+        elif task.takeovers >= _MOST_LIVES:
             text = f"it was begun {task.takeovers} times, and whoever worked on it was stopped or killed each time"
             self._give_up(service, job, RequestError("internal", text))
         else:
@@ -158,8 +157,8 @@ class Responder:
         except (MessageError, TopicError) as error:
             return self._refuse(service, message, error)
         key = (request.reply_to, request.id)
-        if key in self._jobs:
-            return None  # still under way: the repeat joins it
+        if (first := self._jobs.get(key)) is not None:
+            return first.taken  # still under way: the repeat joins it, and is acknowledged once that is written down
         # What is answered at once is acknowledged when the answer is with the broker: so a flood finds its limit in
         # the receive maximum, not in our memory.
         if (answer := self._answered.get(key)) is not None:
@@ -361,6 +360,7 @@ class Responder:
         """Writes the end down, where the service is durable, and then sends the last reply; None: there is none."""
         message: TransportMessage | None = None
         code, ours = "deadline_exceeded", False
+        job.begun = False  # a cancel comes too late now: the end may be written down already, and is to be sent then
         if reply is not None:
             message, code = self._out.seal(service.name, job, reply)
         try:
