@@ -22,7 +22,7 @@ from mqttcollab.rpc import Requester, Responder
 from mqttcollab.rpc.durable import TakeOver
 from mqttcollab.sensing import Senses
 from mqttcollab.service import adapt
-from mqttcollab.topics import agent_topic, record_topic
+from mqttcollab.topics import agent_topic, anycast_filter, record_topic
 from mqttcollab.transport.base import Transport, TransportMessage
 from mqttcollab.transport.mqtt import MqttTransport
 from mqttcollab.watchdog import Watchdog
@@ -110,6 +110,8 @@ class Life:
         # Who sleeps or is durable comes back for what waits at the broker; and another process of this name goes on
         # with the session.
         stays = self.presence.asleep or self.journal is not None
+        if stays and not self.presence.asleep:  # whoever else serves the name takes what is put to all
+            await self.transport.unsubscribe([anycast_filter(service) for service in self._agent.services])
         ends = self.presence.over.cancelled() and not stays
         await self.transport.close(end_session=ends)
 

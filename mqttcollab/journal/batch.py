@@ -217,7 +217,14 @@ class BatchedJournal(ABC):
                 self._lingering.cancel()
                 self._lingering = None
             while self._batches:
-                if not await self._write_down(self._batches.popleft()) and not self._is_waited_for():
+                batch = self._batches.popleft()
+                try:
+                    done = await self._write_down(batch)
+                except Exception as error:  # else nobody would be told anything any more
+                    _log.exception("the journal's writer failed")
+                    self._refuse(batch, f"the journal's writer failed: {error!r}")
+                    continue
+                if not done and not self._is_waited_for():
                     break  # what is kept waits for the next write, or for the lease's
 
     def _is_waited_for(self) -> bool:
@@ -308,6 +315,8 @@ class BatchedJournal(ABC):
         if self._writer is not None:
             self._news.set()
             await self._writer
+        if self._lingering is not None:  # for what the writer took along
+            self._lingering.cancel()
         with contextlib.suppress(JournalError):
             await self._leave()
         await self._close()

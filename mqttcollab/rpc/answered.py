@@ -29,6 +29,8 @@ class Answered:
     def add(self, key: Key, message: TransportMessage, deadline: float) -> None:
         """Keeps a reply; the oldest go where it gets too much."""
         now = asyncio.get_running_loop().time()
+        if (before := self._replies.pop(key, None)) is not None:
+            self._bytes -= len(before[1].payload)
         self._replies[key] = max(deadline, now + KEEP_S), message
         self._bytes += len(message.payload)
         while self._replies:
