@@ -23,6 +23,7 @@ from mqttcollab.transport.base import TransportMessage
 KEYS = ["question", "answer", "sources", "confidence", "alone", "steps", "elapsed_ms"]
 TOYS = """
 import asyncio
+import contextlib
 from mqttcollab import Agent
 
 def build(settings):
@@ -290,8 +291,9 @@ async def test_the_demo_stays_up_and_ends_when_its_broker_dies(fleet: Fleet) -> 
 
 def _pids(name: str) -> Iterator[int]:
     for process in Path("/proc").glob("[0-9]*"):
-        if name in (process / "comm").read_text():
-            yield int(process.name)
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if name in (process / "comm").read_text():
+                yield int(process.name)
 
 
 def _has(pid: int, variable: str) -> bool:
