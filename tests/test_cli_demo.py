@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,6 @@ from mqttcollab.transport.base import TransportMessage
 KEYS = ["question", "answer", "sources", "confidence", "alone", "steps", "elapsed_ms"]
 TOYS = """
 import asyncio
-import contextlib
 from mqttcollab import Agent
 
 def build(settings):
