@@ -324,6 +324,24 @@ async def test_a_repeat_of_what_is_in_the_journal_is_not_refused(place: Place) -
 
 
 @pytest.mark.slow
+async def test_a_repeat_of_what_another_has_is_not_refused_where_nothing_can_be_written(place: Place) -> None:
+    async with asking(place) as (asker, watcher), place.slow("slow-2"), place.slow("slow-1", seconds=8.0):
+        request = Requester(asker.transport, "elsewhere").new_request("hello")
+        payload = request.model_dump_json().encode()
+        await asker.transport.publish(TransportMessage(request_topic(SLOW, "slow-1"), payload))
+        await eventually(lambda: bool(place.begun))
+        with contextlib.closing(sqlite3.connect(place.journal, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await asker.transport.publish(TransportMessage(request_topic(SLOW, "slow-2"), payload))
+            await asyncio.sleep(6.0)  # SQLite waits for five seconds
+            assert not last_replies(watcher)
+            other.execute("ROLLBACK")
+        await watcher.until(lambda: last_replies(watcher))
+        (reply,) = last_replies(watcher)
+        assert reply.status == "ok"
+
+
+@pytest.mark.slow
 async def test_an_end_that_cannot_be_written_down_waits_until_it_can(place: Place) -> None:
     async with asking(place) as (asker, watcher):
         slow = Agent("slow-1", options=AgentOptions(journal=str(place.journal)))

@@ -61,8 +61,8 @@ class Keeper:
         except JournalError as error:
             text = f"@{self.out.name} can't write the request down: {error}"
             failure = RequestError("busy", text, retry_after_ms=RETRY_MS)
-            self._remember_refusal(log.key, failure)
-            await self.out.publish(self.out.seal(service, job, error_reply(request.id, failure))[0])
+            if await self.refuse(job, log, self.out.seal(service, job, error_reply(request.id, failure))[0]):
+                self._remember_refusal(log.key, failure)
             return False
         finally:
             if not taken.done():  # its connection may be gone
@@ -103,8 +103,12 @@ class Keeper:
                     return False
             await asyncio.sleep(_WRITE_AGAIN_S)
 
-    async def refuse(self, job: Job, log: TaskLog, answer: TransportMessage) -> None:
-        """Sends a refusal, unless the journal has the request: then it is a repeat, and ends as the first one does."""
+    async def refuse(self, job: Job, log: TaskLog, answer: TransportMessage) -> bool:
+        """Sends a refusal, unless the journal has the request: then it is a repeat, and ends as the first one does.
+
+        Returns:
+            Whether it was refused. A journal whose disk is full can be read.
+        """
         found = None
         with contextlib.suppress(JournalError):
             found = await log.journal.task(log.key)
@@ -112,6 +116,8 @@ class Keeper:
             await self.send(job, log, found[0].reply)
         elif found is None or found[0].state != "open":
             await self.out.publish(answer)
+            return True
+        return False
 
     def _remember_refusal(self, key: str, failure: RequestError) -> None:
         self.refused[key] = failure
